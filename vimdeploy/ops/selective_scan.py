@@ -20,8 +20,9 @@ from torch import Tensor
 
 from vimdeploy.ops.causal_conv1d import check_directions
 
-_CHUNK_BYTES = 4 << 20
-"""Working set of one chunk of the vectorised scan: decay and state of all its tokens stay in the second-level cache."""
+_CHUNK_BYTES = 512 << 10
+"""Bytes of state that one chunk of the vectorised scan holds: small enough that decay and state stay in the second-level
+cache, large enough that the per-call cost of the vectorised operations disappears."""
 
 
 def selective_scan_reference(
@@ -171,47 +172,51 @@ def _scan(
 
     # Time first, channels last: (L, G, B, ...). Every step is then one contiguous slice, and N-by-E products are
     # vectorised along E.
-    delta, drive, B, C = (_reorder(v, walks, height).movedim(2, 0) for v in (delta, drive, B, C))
+    delta, drive, B, C = (_reorder(v, walks, height).movedim(2, 0).contiguous() for v in (delta, drive, B, C))
     A_t = A.to(dtype).transpose(-1, -2)[:, None]
     chunk = max(1, _CHUNK_BYTES // (groups * batch * d_state * channels * A_t.element_size()))
     state = u_f.new_zeros(groups, batch, d_state, channels)
+    buffers = u_f.new_empty(2, min(chunk, length), *state.shape) if in_place else None
     outputs = []
     for start in range(0, length, chunk):
         part = slice(start, min(start + chunk, length))
-        decay = torch.exp(delta[part].unsqueeze(-2) * A_t)
-        states = drive[part].unsqueeze(-2) * B[part].unsqueeze(-1)
-        steps = _recur_in_place(decay, states, state) if in_place else _recur(decay, states, state)
-        state = steps[-1]
-        outputs.append((C[part].unsqueeze(-2) @ steps).squeeze(-2))
+        y_part, state = _scan_chunk(delta[part], drive[part], A_t, B[part], C[part], state, buffers)
+        outputs.append(y_part)
     y = _restore(torch.cat(outputs).movedim(0, 2), walks, height)
     y = y + D.to(dtype)[:, None, None] * u_f
     total = y.sum(0) * scale
     return total if z is None else (total * F.silu(z.to(dtype))).to(u.dtype)
 
 
-def _recur(decay: Tensor, states: Tensor, state: Tensor) -> Tensor:
-    """Return h[t] = decay[t] * h[t-1] + states[t] for all t of a chunk, (T, G, B, N, E)."""
-    out = []
-    for d, s in zip(decay.unbind(), states.unbind(), strict=True):
-        state = torch.addcmul(s, d, state)
-        out.append(state)
-    return torch.stack(out)
+def _scan_chunk(
+    delta: Tensor, drive: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, buffers: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Scan T tokens from ``state`` (G, B, N, E): returns h . C (T, G, B, E) and the last state.
 
-
-def _recur_in_place(decay: Tensor, states: Tensor, state: Tensor) -> Tensor:
-    """As :func:`_recur`, overwriting ``states``: one fused multiply-add per token and no allocation."""
+    With ``buffers`` (2, >= T, G, B, N, E) nothing is allocated per chunk (fresh pages cost more than the arithmetic) and
+    each state overwrites its input, which autograd could not follow.
+    """
+    if buffers is None:
+        decay = torch.exp(delta.unsqueeze(-2) * A)
+        inputs = drive.unsqueeze(-2) * B.unsqueeze(-1)
+        steps = []
+        for d, i in zip(decay.unbind(), inputs.unbind(), strict=True):
+            state = torch.addcmul(i, d, state)
+            steps.append(state)
+        return (C.unsqueeze(-2) @ torch.stack(steps)).squeeze(-2), state
+    decay, states = buffers[:, : len(delta)].unbind()
+    torch.mul(delta.unsqueeze(-2), A, out=decay).exp_()
+    torch.mul(drive.unsqueeze(-2), B.unsqueeze(-1), out=states)
     for d, s in zip(decay.unbind(), states.unbind(), strict=True):
         s.addcmul_(d, state)
         state = s
-    return states
+    return (C.unsqueeze(-2) @ states).squeeze(-2), state.clone()
 
 
 def _reorder(values: Tensor, walks: Sequence[tuple[int, int]], height: int) -> Tensor:
     """Put the tokens of (G or 1, B, L, C) in the order each group walks them: (G, B, L, C)."""
     shared = values.shape[0] == 1
-    return torch.stack(
-        [_order(values[0 if shared else g], walk, height, forth=True) for g, walk in enumerate(walks)]
-    )
+    return torch.stack([_order(values[0 if shared else g], walk, height, forth=True) for g, walk in enumerate(walks)])
 
 
 def _restore(values: Tensor, walks: Sequence[tuple[int, int]], height: int) -> Tensor:
