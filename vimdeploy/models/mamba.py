@@ -183,6 +183,10 @@ class Mamba(nn.Module):
             scale=scale,
         )
 
+    def folded(self) -> FoldedMamba:
+        """Return the same mixer for inference."""
+        return FoldedMamba(self.fold())
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Mix tokens (B, L, D)."""
         return mix(hidden, self.fold())

@@ -10,95 +10,39 @@ Everything is channels-last, (B, H, W, C); only the depthwise convolution sees (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from vimdeploy.errors import ModelError, nearest
 from vimdeploy.models.layers2d import ACTIVATIONS, Permute
-from vimdeploy.ops import selective_scan
-from vimdeploy.ops.selective_scan import selective_scan_differentiable
+from vimdeploy.models.vmamba_config import VmambaConfig
+from vimdeploy.ops.selective_scan import selective_scan, selective_scan_differentiable
 
 DIRECTIONS = 4
 """Scans per block; the official code has no other number, also where two of them walk the same way."""
 
-_WALKS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "cross2d": ((1, 1, -1, -1), (0, 1, 0, 1)),
-    "unidi": ((1, 1, 1, 1), (0, 0, 0, 0)),
-    "bidi": ((1, 1, -1, -1), (0, 0, 0, 0)),
-}
-_SCAN_MODES = {
-    # These differ in the kernel that computes them and in where half precision is widened, not in what is computed.
-    **dict.fromkeys(("v0", "v0seq", "v01", "v02", "v03", "v04", "v05", "v3"), "cross2d"),
-    "v051d": "unidi",
-    "v052d": "bidi",
-}
-_REFUSED = {
-    "v2": "the official code asserts on it (its scan backend 'core' is gone); checkpoints of its time are 'v05'",
-    "v052dc": "the official code adds the reversed scans without turning them back",
-    "v052d3": "it is a debugging aid of the official code",
-}
-_NORMS = ("none", "dwconv3", "cnorm", "softmax", "sigmoid")
-
 
 @dataclass(frozen=True)
-class ForwardType:
-    """What the official ``forward_type`` string says, e.g. ``v05_onsoftmax_noz``.
+class ScanWeights:
+    """Weights of one SS2D as the scan op takes them. Matrices are stored (inputs, outputs)."""
 
-    Attributes:
-        name: the string itself.
-        base: ``v0``, ``v05``, ``v052d``, ...
-        walks: per direction 1 or -1, and per direction whether it goes down the columns.
-        gated: False for ``_noz``.
-        gate_activated: False for ``_nozact``.
-        out_norm: ``layernorm``, ``none``, ``dwconv3``, ``cnorm``, ``softmax`` or ``sigmoid``.
-        out_activated: True for ``_oact``: a GELU after the output norm.
-    """
-
-    name: str
-    base: str
-    walks: tuple[tuple[int, ...], tuple[int, ...]]
-    gated: bool
-    gate_activated: bool
-    out_norm: str
-    out_activated: bool
-
-    @property
-    def original(self) -> bool:
-        """True for the first release's block, which ignores most options (official ``SS2Dv0``)."""
-        return self.base in ("v0", "v0seq")
-
-    @classmethod
-    def parse(cls, name: str) -> ForwardType:
-        """Read a ``forward_type``.
-
-        Raises:
-            ModelError: the type is unknown, crashes in the official code, or is not served.
-        """
-        base = name
-        flags = {}
-        for tag in ("_no32", "_oact", "_noz", "_nozact"):  # the order in which the official code peels them off
-            flags[tag] = base.endswith(tag)
-            base = base.removesuffix(tag)
-        out_norm = next((norm for norm in _NORMS if base.endswith("_on" + norm)), "layernorm")
-        base = base.removesuffix("_on" + out_norm)
-        if base.startswith("xv"):
-            raise ModelError(f"forward_type {name!r}: the xv blocks (another projection) are not served.")
-        if base.startswith("m"):
-            raise ModelError(f"forward_type {name!r}: the mamba2 blocks are another scan (SSD) and are not served.")
-        if base in _REFUSED:
-            raise ModelError(f"forward_type {name!r} is not served: {_REFUSED[base]}.")
-        if base not in _SCAN_MODES:
-            raise ModelError(
-                f"forward_type {name!r} does not exist: the official model has no forward for {base!r}. "
-                + nearest(base, _SCAN_MODES),
-                hint="Suffixes come in this order: _on<norm>, _nozact, _noz, _oact, _no32.",
-            )
-        if base in ("v0", "v0seq") and name != base:
-            raise ModelError(f"forward_type {name!r}: v0 takes no suffix; the official code crashes on it. Use v05.")
-        walks = _WALKS[_SCAN_MODES[base]]
-        return cls(name, base, walks, not flags["_noz"], not flags["_nozact"], out_norm, flags["_oact"])
+    in_x: Tensor
+    """(C, E): the half of in_proj that is convolved and scanned."""
+    in_z: Tensor | None
+    """(C, E): the half that gates; None without a gate."""
+    x_proj: Tensor
+    """(4, 1, E, R+2N)"""
+    dt_weight: Tensor
+    """(4, E, R)"""
+    dt_bias: Tensor
+    """(4, E)"""
+    A: Tensor
+    """(4, E, N), -exp(A_logs)"""
+    D: Tensor
+    """(4, E)"""
+    out: Tensor
+    """(E, C)"""
 
 
 class SpatialSoftmax(nn.Module):
@@ -110,102 +54,101 @@ class SpatialSoftmax(nn.Module):
 
 
 class SS2D(nn.Module):
-    """Mix the pixels of (B, H, W, d_model) by four selective scans.
+    """Mix the pixels of an image by four selective scans; holds the official parameters.
 
     Args:
-        d_model: channels of the input and output, C.
-        d_state: N.
-        ssm_ratio: inner channels per channel: E = int(ssm_ratio * C).
-        dt_rank: R; None is ceil(C / 16).
-        act: activation after the convolution and of the gate.
-        d_conv: size of the depthwise convolution; below 2 leaves it out.
-        conv_bias: whether the convolution has a bias.
-        dropout: rate after out_proj, training only.
-        forward_type: which of the official forwards, see :class:`ForwardType`.
-        init: ``v0`` (Mamba's), ``v1`` or ``v2``: random initialisation of A, D and dt.
-
-    Raises:
-        ModelError: an option on which the official code crashes.
+        config: of the model.
+        channels: of the input and the output (C); the block has E = int(ssm_ratio * C) inside.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        *,
-        d_state: int = 16,
-        ssm_ratio: float = 2.0,
-        dt_rank: int | None = None,
-        act: str = "silu",
-        d_conv: int = 3,
-        conv_bias: bool = True,
-        dropout: float = 0.0,
-        forward_type: str = "v05",
-        init: str = "v0",
-    ) -> None:
+    def __init__(self, config: VmambaConfig, channels: int) -> None:
         super().__init__()
-        self.kind = ForwardType.parse(forward_type)
-        if self.kind.original:  # whatever else was asked for, see VSSM.notes
-            act, d_conv, conv_bias, init = "silu", 3, True, "v0"
-        if d_conv > 1 and d_conv % 2 == 0:
-            raise ModelError(f"ssm_conv={d_conv}: an even convolution shrinks the image and the official code crashes.")
-        inner = int(ssm_ratio * d_model)
-        rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
-        self.d_inner, self.d_state, self.dt_rank = inner, d_state, rank
+        self.kind = kind = config.kind
+        original = kind.original  # which ignores these four options, see VmambaConfig.notes
+        act = "silu" if original else config.ssm_act_layer
+        d_conv = 3 if original else config.ssm_conv
+        init = "v0" if original else config.ssm_init
+        E, N, R = int(config.ssm_ratio * channels), config.ssm_d_state, config.dt_rank(channels)
 
-        self.in_proj = nn.Linear(d_model, inner * (2 if self.kind.gated else 1), bias=False)
+        self.in_proj = nn.Linear(channels, 2 * E if kind.gated else E, bias=False)
         self.act = ACTIVATIONS[act]()
         self.conv2d = (
-            nn.Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, bias=conv_bias) if d_conv > 1 else None
+            nn.Conv2d(E, E, d_conv, padding=d_conv // 2, groups=E, bias=original or config.ssm_conv_bias)
+            if d_conv > 1
+            else None
         )
-        bound = inner**-0.5
-        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, rank + 2 * d_state, inner).uniform_(-bound, bound))
-        A_logs, Ds, dt_weight, dt_bias = _INITIALISERS[init](d_state, rank, inner)
-        self.A_logs, self.Ds = nn.Parameter(A_logs), nn.Parameter(Ds)
+        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, R + 2 * N, E).uniform_(-(E**-0.5), E**-0.5))
+        A_logs, dt_weight, dt_bias = _initial_state(init, N, R, E)
+        self.A_logs, self.Ds = nn.Parameter(A_logs), nn.Parameter(torch.ones(DIRECTIONS * E))
         self.dt_projs_weight, self.dt_projs_bias = nn.Parameter(dt_weight), nn.Parameter(dt_bias)
-        self.out_norm = _make_out_norm(self.kind.out_norm, inner)
-        self.out_act = nn.GELU() if self.kind.out_activated else nn.Identity()
-        self.out_proj = nn.Linear(inner, d_model, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.out_norm = _make_out_norm(kind.out_norm, E)
+        self.out_act = nn.GELU() if kind.out_activated else nn.Identity()
+        self.out_proj = nn.Linear(E, channels, bias=False)
+        self.dropout = nn.Dropout(config.ssm_drop_rate)
+
+    def fold(self) -> ScanWeights:
+        """Return the weights in the form of the scan op."""
+        E = self.out_proj.in_features
+        in_x, in_z = self.in_proj.weight.chunk(2) if self.kind.gated else (self.in_proj.weight, None)
+        return ScanWeights(
+            in_x=in_x.T,
+            in_z=None if in_z is None else in_z.T,
+            x_proj=self.x_proj_weight.transpose(1, 2)[:, None],
+            dt_weight=self.dt_projs_weight,
+            dt_bias=self.dt_projs_bias.float(),
+            A=-torch.exp(self.A_logs.float()).view(DIRECTIONS, E, -1),
+            D=self.Ds.float().view(DIRECTIONS, E),
+            out=self.out_proj.weight.T,
+        )
+
+    def folded(self) -> FoldedSS2D:
+        """Return the same mixer for inference."""
+        return FoldedSS2D(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixed image, (B, H, W, C) as the input."""
-        z = None
-        if self.kind.gated:
-            # Two products instead of one and a split: the split would be a copy in every runtime.
-            w_x, w_z = self.in_proj.weight.chunk(2)
-            x, z = nn.functional.linear(x, w_x), nn.functional.linear(x, w_z)
-        else:
-            x = self.in_proj(x)
-        if self.conv2d is not None:
-            x = self.conv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = self.act(x)
-        y = self.out_act(self.out_norm(self._scan(x)).to(x.dtype))
-        if z is not None:
-            y = y * (self.act(z) if self.kind.gate_activated else z)
-        out: Tensor = self.dropout(self.out_proj(y))
-        return out
+        return _mix(x, self.fold(), self)
 
-    def _scan(self, x: Tensor) -> Tensor:
-        """Scan (B, H, W, E) in four directions and add them up, in float32."""
-        _, height, width, inner = x.shape
-        directions, column_major = self.kind.walks
-        u = x.reshape(1, -1, height * width, inner)
-        x_dbl = u @ self.x_proj_weight.transpose(1, 2).unsqueeze(1)
-        scan = selective_scan_differentiable if torch.is_grad_enabled() else selective_scan
-        y = scan(
-            u,
-            x_dbl,
-            -torch.exp(self.A_logs.float()).view(DIRECTIONS, inner, self.d_state),
-            self.Ds.float().view(DIRECTIONS, inner),
-            self.dt_projs_weight,
-            self.dt_projs_bias.float(),
-            None,
-            directions,
-            column_major,
-            height if any(column_major) else 1,
-            1.0,
-        )
-        return y.reshape(-1, height, width, inner)
+
+class FoldedSS2D(nn.Module):
+    """An SS2D for inference: :class:`ScanWeights` as buffers. This is what is exported."""
+
+    def __init__(self, source: SS2D) -> None:
+        super().__init__()
+        weights = source.fold()
+        for field in fields(weights):
+            value = getattr(weights, field.name)
+            self.register_buffer(field.name, None if value is None else value.detach().contiguous())
+        self.kind, self.act, self.conv2d = source.kind, source.act, source.conv2d
+        self.out_norm, self.out_act, self.dropout = source.out_norm, source.out_act, source.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mixed image, (B, H, W, C) as the input."""
+        return _mix(x, ScanWeights(**self._buffers), self)  # type: ignore[arg-type]
+
+
+def _mix(x: Tensor, w: ScanWeights, parts: SS2D | FoldedSS2D) -> Tensor:
+    """Apply one SS2D to (B, H, W, C): the custom op, or plain torch functions where autograd has to follow."""
+    kind = parts.kind
+    followed = torch.is_grad_enabled() and (x.requires_grad or w.A.requires_grad)
+    scan = selective_scan_differentiable if followed else selective_scan
+    # Two products instead of one and a split: the split would be a copy in every runtime.
+    value = x @ w.in_x
+    gate = None if w.in_z is None else x @ w.in_z
+    if parts.conv2d is not None:
+        value = parts.conv2d(value.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    value = parts.act(value)
+    _, height, width, inner = value.shape
+    u = value.reshape(1, -1, height * width, inner)
+    rows = height if any(kind.column_major) else 1
+    y = scan(
+        u, u @ w.x_proj, w.A, w.D, w.dt_weight, w.dt_bias, None, kind.directions, kind.column_major, rows, 1.0
+    ).reshape(-1, height, width, inner)
+    y = parts.out_act(parts.out_norm(y).to(x.dtype))
+    if gate is not None:
+        y = y * (parts.act(gate) if kind.gate_activated else gate)
+    mixed: Tensor = parts.dropout(y @ w.out)
+    return mixed
 
 
 def _make_out_norm(kind: str, channels: int) -> nn.Module:
@@ -221,35 +164,14 @@ def _make_out_norm(kind: str, channels: int) -> nn.Module:
     return {"none": nn.Identity, "sigmoid": nn.Sigmoid}.get(kind, lambda: nn.LayerNorm(channels))()
 
 
-_State = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def _init_v0(d_state: int, rank: int, inner: int) -> _State:
-    """Mamba's: A = -1..-N, D = 1, softplus(dt_bias) log-uniform in 0.001..0.1."""
-    A_logs = torch.log(torch.arange(1, d_state + 1, dtype=torch.float32)).repeat(DIRECTIONS * inner, 1)
-    low, high = math.log(0.001), math.log(0.1)
-    dt = torch.exp(torch.rand(DIRECTIONS, inner) * (high - low) + low).clamp(min=1e-4)
-    inverse_softplus = dt + torch.log(-torch.expm1(-dt))
-    dt_weight = torch.empty(DIRECTIONS, inner, rank).uniform_(-(rank**-0.5), rank**-0.5)
-    return A_logs, torch.ones(DIRECTIONS * inner), dt_weight, inverse_softplus
-
-
-def _init_v1(d_state: int, rank: int, inner: int) -> _State:
-    return (
-        torch.randn(DIRECTIONS * inner, d_state),
-        torch.ones(DIRECTIONS * inner),
-        0.1 * torch.randn(DIRECTIONS, inner, rank),
-        0.1 * torch.randn(DIRECTIONS, inner),
-    )
-
-
-def _init_v2(d_state: int, rank: int, inner: int) -> _State:
-    return (
-        torch.zeros(DIRECTIONS * inner, d_state),
-        torch.ones(DIRECTIONS * inner),
-        0.1 * torch.rand(DIRECTIONS, inner, rank),
-        0.1 * torch.rand(DIRECTIONS, inner),
-    )
-
-
-_INITIALISERS = {"v0": _init_v0, "v1": _init_v1, "v2": _init_v2}
+def _initial_state(init: str, N: int, R: int, E: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return A_logs (4E, N), dt weight (4, E, R) and dt bias (4, E) of an untrained block; ``init`` is v0, v1 or v2."""
+    if init == "v0":  # Mamba's: A = -1..-N, and dt log-uniform between 0.001 and 0.1
+        A_logs = torch.arange(1, N + 1, dtype=torch.float32).log().repeat(DIRECTIONS * E, 1)
+        dt = 0.001 * 100 ** torch.rand(DIRECTIONS, E)
+        weight = torch.empty(DIRECTIONS, E, R).uniform_(-math.sqrt(1 / R), math.sqrt(1 / R))
+        return A_logs, weight, dt + torch.log(-torch.expm1(-dt))
+    if init == "v1":
+        draws = torch.randn(DIRECTIONS, E, R), torch.randn(DIRECTIONS, E)
+        return torch.randn(DIRECTIONS * E, N), 0.1 * draws[0], 0.1 * draws[1]
+    return torch.zeros(DIRECTIONS * E, N), 0.1 * torch.rand(DIRECTIONS, E, R), 0.1 * torch.rand(DIRECTIONS, E)

@@ -5,14 +5,16 @@ Paper: "Vision Mamba: Efficient Visual Representation Learning with Bidirectiona
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from vimdeploy.models.mamba import FoldedMamba, Mamba
+from vimdeploy.models.folding import fold
+from vimdeploy.models.mamba import Mamba
 from vimdeploy.models.vim_config import VimConfig
+
+__all__ = ["Block", "PatchEmbed", "RMSNorm", "RotaryEmbedding", "VisionMamba", "fold", "make_norm"]
 
 
 class PatchEmbed(nn.Module):
@@ -198,15 +200,6 @@ class VisionMamba(nn.Module):
             hidden = hidden_f + hidden_b.flip(1)
             residual = residual_f + residual_b.flip(1)
         return hidden, residual
-
-
-def fold(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` for inference: mixers folded into the ops' form, eval mode, no gradients."""
-    folded = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in folded.modules():
-        if isinstance(module, Block) and isinstance(module.mixer, Mamba):
-            module.mixer = FoldedMamba(module.mixer.fold())
-    return folded
 
 
 def _small_random(*shape: int) -> nn.Parameter:
