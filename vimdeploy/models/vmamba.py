@@ -6,6 +6,7 @@ channels-last, (B, H, W, C). The modules compute what the official ones compute 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -101,7 +102,8 @@ class VSSM(nn.Module):
         if config.posembed:
             grid = (config.imgsize[0] // config.patch_size, config.imgsize[1] // config.patch_size)
             self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, config.dims[0], *grid), std=0.02))
-        rates = iter(torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist())
+        steps = max(sum(config.depths) - 1, 1)
+        rates = (config.drop_path_rate * i / steps for i in itertools.count())
         self.layers = nn.ModuleList()
         for i, (depth, channels) in enumerate(zip(config.depths, config.dims, strict=True)):
             blocks = [VSSBlock(config, channels, next(rates)) for _ in range(depth)]
