@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import copy
-from typing import Protocol, runtime_checkable
+from typing import TypeVar, cast
 
 from torch import nn
 
+from vimdeploy.models import vim
+from vimdeploy.models.ss2d import SS2D
 
-@runtime_checkable
-class Foldable(Protocol):
-    """A module with official parameters that knows its form for inference."""
-
-    def folded(self) -> nn.Module:
-        """Return a module that computes the same from weights in the form of the custom ops."""
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def fold(model: nn.Module) -> nn.Module:
+def fold(model: Model) -> Model:
     """Return a copy of ``model`` for inference: mixers folded into the ops' form, eval mode, no gradients."""
-    result = copy.deepcopy(model).eval().requires_grad_(False)
-    for parent in list(result.modules()):
+    if isinstance(model, vim.VisionMamba):
+        return cast(Model, vim.fold(model))
+    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    for parent in list(folded.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, Foldable):
+            if isinstance(child, SS2D):
                 setattr(parent, name, child.folded())
-    return result
+    return folded

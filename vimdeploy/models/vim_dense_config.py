@@ -101,7 +101,7 @@ def read_dense_arguments(arguments: Mapping[str, Any], source: str) -> OfficialA
     if given.pop("use_double_cls_token", False) and given.get("if_cls_token", True):
         raise ModelError(f"{source}: use_double_cls_token crashes the official dense backbones.")
     given.pop("if_cls_token", None)
-    read = read_official_arguments(given, source)
+    read = read_official_arguments(given, source, _DENSE_ARGUMENTS)
     return OfficialArguments({**read.values, **{k: _convert(k, v, source) for k, v in own.items()}}, read.notes)
 
 
