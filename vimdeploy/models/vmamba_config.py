@@ -163,6 +163,21 @@ class VmambaConfig:
             self._check_posembed()
 
     @property
+    def img_size(self) -> tuple[int, int]:
+        """``imgsize``, under the name that it has in Vim."""
+        return self.imgsize
+
+    @property
+    def channels(self) -> int:
+        """``in_chans``, under the name that it has in Vim."""
+        return self.in_chans
+
+    @property
+    def flips_sequence(self) -> bool:
+        """False: the scan op walks backward, the graph never does."""
+        return False
+
+    @property
     def kind(self) -> ForwardType:
         """``forward_type``, read."""
         return ForwardType.parse(self.forward_type)
