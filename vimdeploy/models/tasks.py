@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from vimdeploy.errors import UsageError
+from vimdeploy.errors import UsageError, nearest
 from vimdeploy.models.vim import VisionMamba
 from vimdeploy.models.vim_dense import VisionMambaDense
 from vimdeploy.models.vmamba import VSSM, VSSMBackbone
@@ -48,7 +48,7 @@ def find_task(model: nn.Module, name: str) -> Task:
 
     """
     if name not in TASKS:
-        raise UsageError(f"There is no task '{name}'.", hint=f"Use one of {', '.join(TASKS)}.")
+        raise UsageError(f"There is no task '{name}'.", hint=nearest(name, TASKS))
     backbone = isinstance(model, (VisionMambaDense, VSSMBackbone))
     if backbone != (name == "dense"):
         what = "a backbone without a head" if backbone else "a classifier"
