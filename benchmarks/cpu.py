@@ -233,8 +233,8 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {e['size']} | {plain:.1f} s | {verified:.1f} s | {e['bytes'] / 2**20:.1f} MiB |")
     lines += [
         "",
-        "Median of one batch; `x loop` is how many times faster than the plain loop in the same run; memory is the peak "
-        "of the whole process, and in parentheses what running added to loading.",
+        "Median of one batch; `x loop` is how many times faster than the plain loop in the same run; memory is the "
+        "peak of the whole process, and in parentheses what running added to loading.",
         "",
         "| pixels | tokens | batch | threads | backend | time | images/s | x loop | peak memory |",
         "|---:|---:|---:|---:|---|---:|---:|---:|---:|",
