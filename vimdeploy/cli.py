@@ -106,7 +106,7 @@ def export(
         return
     _show_model(made.manifest.model.sources, made.manifest.model.arguments)
     for note in made.manifest.notes:
-        say(f"note: {note}")
+        say(note, label="note:")
     if made.report:
         _show_report(made.report)
     say(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB) and {made.manifest_path}")
@@ -136,7 +136,7 @@ def verify(
     with progress("Verifying") as update:
         verified = pipeline.verify(model, request, _stages(update))
     for note in verified.notes:
-        say(f"[bold]warning:[/bold] {note}")
+        say(note, label="warning:", label_style="bold yellow")
     report = verified.report.to_dict() | {"notes": list(verified.notes)}
     if json_file == Path("-"):
         print_json(report)
@@ -263,7 +263,7 @@ def _stages(update: Any) -> Stage:
     """Return a stage callback that reports to a progress bar."""
 
     def stage(name: str) -> Any:
-        say(f"[dim]{name} ...[/dim]")
+        say(f"{name} ...", style="dim")
         return update
 
     return stage

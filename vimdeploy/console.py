@@ -15,9 +15,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def say(text: str = "") -> None:
-    """Print a line for people, on standard error, so that ``--json`` on standard output stays clean."""
-    _console().print(text, highlight=False, soft_wrap=True)
+def say(text: str = "", *, style: str = "", label: str = "", label_style: str = "bold") -> None:
+    """Print a line for people, on standard error, so that ``--json`` on standard output stays clean.
+
+    Args:
+        text: printed as it is: brackets in file names and messages are no markup.
+        style: of the text, in rich's words.
+        label: printed before it, set off by its own style.
+        label_style: of the label.
+
+    """
+    from rich.text import Text
+
+    line = Text.assemble((f"{label} ", label_style), (text, style)) if label else Text(text, style)
+    _console().print(line, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -28,12 +39,13 @@ def print_json(value: Any) -> None:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table for people."""
     from rich.table import Table
+    from rich.text import Text
 
     view = Table(title=title, title_justify="left", header_style="bold")
     for name in columns:
         view.add_column(name, overflow="fold")
     for row in rows:
-        view.add_row(*map(str, row))
+        view.add_row(*(Text(str(cell)) for cell in row))
     _console().print(view, highlight=False)
 
 
@@ -60,7 +72,7 @@ def errors_in_words() -> Iterator[None]:
     except VimdeployError as error:
         fail(error)
     except KeyboardInterrupt:
-        say("[bold]Interrupted.[/bold] Nothing was written.")
+        say("Nothing was written.", label="Interrupted.")
         raise SystemExit(130) from None
     except Exception as error:
         if os.environ.get("VIMDEPLOY_DEBUG"):
@@ -79,14 +91,13 @@ def fail(error: VimdeployError) -> None:
 
 
 def _print_error(message: str, hint: str) -> None:
-    from rich.markup import escape
-
-    say(f"[bold red]error:[/bold red] {escape(message)}")
+    say(message, label="error:", label_style="bold red")
     if hint:
-        say(f"[bold]  try:[/bold] {escape(hint)}")
+        say(hint, label="  try:")
 
 
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(stderr=True)
+    # A log file has no width of its own; 80 columns would break names that people copy.
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 160)

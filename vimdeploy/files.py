@@ -48,8 +48,7 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
     try:
         for path, part in parts.items():
             with _explained(path):
-                for stale in path.parent.glob(f".{path.name}.*.part"):
-                    stale.unlink(missing_ok=True)
+                _remove_leftovers(path)
                 with part.open("wb") as file:
                     file.write(contents[path])
                     file.flush()
@@ -63,7 +62,25 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
 
 
 def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".part.{os.getpid()}.{path.name}")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed commands left of ``path``; a running one keeps its own."""
+    for leftover in path.parent.glob(f".part.*.{path.name}"):
+        pid = leftover.name.removeprefix(".part.").removesuffix(f".{path.name}")
+        if pid.isdecimal() and not _is_running(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager
