@@ -75,7 +75,13 @@ def export(
     ] = False,
     batch: Annotated[str, typer.Option(help="A fixed batch size, or dynamic.")] = "dynamic",
     opset: Annotated[int, typer.Option(help="ONNX opset.")] = 20,
-    task: Annotated[str, typer.Option(help="classify (logits), features (before the head) or tokens.")] = "classify",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="classify (logits), features (before the head), tokens, or dense (feature maps); "
+            "default: dense for a backbone, else classify."
+        ),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove it equal in ONNX Runtime.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
