@@ -31,7 +31,7 @@ BACKENDS = ("loop", "torch", "onnxruntime")
 TITLES = {"loop": "torch, plain loop", "torch": "torch, vectorised", "onnxruntime": "ONNX Runtime"}
 PATCH = 16
 MIN_SECONDS = 3.0
-"""A turn repeats its run until this much time has passed, and at least once beyond the warm-up."""
+"""A turn repeats its run until this much time has passed; the first run is a warm-up and does not count."""
 
 
 def main() -> None:
@@ -62,18 +62,20 @@ def main() -> None:
 def measure(backend: str, size: int, batch: int, threads: int, file: str) -> dict[str, Any]:
     """Time one backend and return seconds per run, and the peak memory of this process before and after."""
     run, before = prepare(backend, size, batch, threads, file)
-    started = time.perf_counter()
+    first = clocked(run)
+    # A run of a minute is its own warm-up: what a first run costs beyond the others is far below a second.
+    times = [first] if first[0] > 20 else [clocked(run)]
+    while sum(wall for wall, _ in times) < MIN_SECONDS and len(times) < 50:
+        times.append(clocked(run))
+    seconds, cpu_seconds = zip(*times, strict=True)
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib(), "before_mib": before}
+
+
+def clocked(run: Callable[[], object]) -> tuple[float, float]:
+    """Return wall time and CPU time of one run. Where they differ on one thread, the machine was busy."""
+    wall, cpu = time.perf_counter(), time.process_time()
     run()
-    first = time.perf_counter() - started
-    seconds: list[float] = []
-    # A run that takes minutes is its own warm-up: what a first run costs beyond the others is far below a second.
-    if first > 60:
-        seconds.append(first)
-    while not seconds or (sum(seconds) < MIN_SECONDS and len(seconds) < 50):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return {"seconds": seconds, "peak_mib": peak_mib(), "before_mib": before}
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def prepare(backend: str, size: int, batch: int, threads: int, file: str) -> tuple[Callable[[], object], float]:
@@ -208,6 +210,7 @@ def summary(backend: str, size: int, batch: int, threads: int, turns: list[dict[
         "batch": batch,
         "threads": threads,
         "seconds": round(statistics.median(seconds), 4),
+        "cpu_seconds": round(statistics.median(v for turn in turns for v in turn["cpu_seconds"]), 4),
         "fastest": round(min(seconds), 4),
         "slowest": round(max(seconds), 4),
         "runs": len(seconds),

@@ -219,7 +219,8 @@ def doctor(as_json: JsonFlag = False) -> None:
 
     from vimdeploy.doctor import examine, render
 
-    report = examine()
+    commands = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    report = examine(available=commands)
     if as_json:
         print_json(report.to_dict())
     else:
