@@ -169,7 +169,7 @@ def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
     if not report.passed:
         raise VerificationError(
             f"{subject}: {report.candidate} does not compute what {report.reference} computes: "
-            f"{'; '.join(report.violations[:3])}. They part at {report.departs}.",
+            f"{'; '.join(report.violations[:3])}. They part {report.departs}.",
             hint=hint,
         )
 
