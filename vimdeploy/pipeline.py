@@ -161,7 +161,9 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
         check_model(onnx_model, str(path), allow_reversal=loaded.config.flips_sequence)
     except ArtifactError as error:
         # It may still compute the same here and not in TensorRT, which reads the attributes and not the bodies.
-        raise VerificationError(error.message, hint=error.hint) from error
+        if report.passed:
+            raise VerificationError(error.message, hint=error.hint) from error
+        notes.append(error.message)
     return Verified(report, tuple(notes))
 
 
