@@ -11,6 +11,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
     # Numbers that training scripts save beside the weights (a best accuracy, say) are numpy scalars.
     scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar  # type: ignore[attr-defined]
     harmless: list[Any] = [argparse.Namespace, scalar, np.dtype, type(np.dtype("f4")), type(np.dtype("f8"))]
+    # VMamba's training script saves its yacs configuration beside the weights: read as the mapping it is, without yacs.
+    harmless.append((OrderedDict, "yacs.config.CfgNode"))
     try:
         with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about pickle protocols
