@@ -121,7 +121,7 @@ def verify_onnx(
 def first_departure(
     onnx_model: Path | onnx.ModelProto, model: FamilyModel, task: str, images: Array, contract: ParityContract
 ) -> str:
-    """Return, in words that follow "they part", the first inner value in which the two models differ by more than rounding."""
+    """Return, in words that follow "they part", the first inner value that differs by more than rounding."""
     reference = TorchBackend(model, task, taps=True).run(images)
     candidate = OnnxBackend(onnx_model, taps=list(reference)).run(images)
     taps = [name for name in reference if name.startswith("block.")]
