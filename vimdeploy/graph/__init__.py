@@ -1,0 +1,1 @@
+"""Everything about ONNX, nothing about TensorRT."""

@@ -1,0 +1,1 @@
+"""Torch modules whose state-dict keys are the official ones."""

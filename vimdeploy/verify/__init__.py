@@ -1,0 +1,1 @@
+"""Compares any two forms of one model and says where they part."""
