@@ -13,7 +13,7 @@ namespace
 {
 
 //! Longest message that is passed on whole; TensorRT itself cuts long ones too.
-constexpr size_t kMESSAGE_SIZE{1024};
+constexpr size_t kLINE_SIZE{1024};
 
 std::atomic<nvinfer1::ILoggerFinder*> gFinder{nullptr};
 
@@ -39,7 +39,7 @@ void* findLogger(int32_t& major)
 
 void refuse(char const* format, ...)
 {
-    char text[kMESSAGE_SIZE];
+    char text[kLINE_SIZE];
     va_list arguments;
     va_start(arguments, format);
     std::vsnprintf(text, sizeof(text), format, arguments);
@@ -89,7 +89,7 @@ void logMessage(nvinfer1::ILogger::Severity severity, char const* message) noexc
 
 void logError(char const* plugin, char const* layer, char const* method, char const* what) noexcept
 {
-    char text[kMESSAGE_SIZE];
+    char text[kLINE_SIZE];
     bool const named = layer != nullptr && layer[0] != '\0';
     std::snprintf(text, sizeof(text), "vimdeploy %s%s%.200s%s, %s: %s", plugin, named ? " (" : "", named ? layer : "",
         named ? ")" : "", method, what);
