@@ -89,19 +89,39 @@ struct WordOf<16>
     using Type = uint4;
 };
 
+//! Cells of a row, one or a vector of them, as they lie in memory.
+template <typename T, int kCOUNT>
+__device__ __forceinline__ Vector<T, kCOUNT> loadRaw(T const* source)
+{
+    Vector<T, kCOUNT> raw;
+    if constexpr (kCOUNT == 1)
+    {
+        raw.values[0] = *source;
+    }
+    else
+    {
+        using Word = typename WordOf<sizeof(T) * kCOUNT>::Type;
+        Word const word = *reinterpret_cast<Word const*>(source);
+        memcpy(&raw, &word, sizeof(word));
+    }
+    return raw;
+}
+
+template <typename T, int kCOUNT>
+__device__ __forceinline__ void unpack(Vector<T, kCOUNT> const& raw, float (&values)[kCOUNT])
+{
+#pragma unroll
+    for (int i = 0; i < kCOUNT; ++i)
+    {
+        values[i] = toFloat<T>(raw.values[i]);
+    }
+}
+
 //! One vector load, converted. `source` is aligned to kCOUNT elements.
 template <typename T, int kCOUNT>
 __device__ __forceinline__ void loadVector(T const* source, float (&values)[kCOUNT])
 {
-    using Word = typename WordOf<sizeof(T) * kCOUNT>::Type;
-    Word const word = *reinterpret_cast<Word const*>(source);
-    T elements[kCOUNT];
-    memcpy(elements, &word, sizeof(word));
-#pragma unroll
-    for (int i = 0; i < kCOUNT; ++i)
-    {
-        values[i] = toFloat<T>(elements[i]);
-    }
+    unpack(loadRaw<T, kCOUNT>(source), values);
 }
 
 //! Rounds and stores as one vector.
@@ -155,6 +175,24 @@ __device__ __forceinline__ void storeFloats(float* target, float const (&values)
     {
         *reinterpret_cast<float4*>(target + i)
             = make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
+    }
+}
+
+//! Rounds and stores one cell or a vector of them.
+template <typename T, int kCOUNT>
+__device__ __forceinline__ void storeCells(T* target, float const (&values)[kCOUNT])
+{
+    if constexpr (kCOUNT == 1)
+    {
+        *target = fromFloat<T>(values[0]);
+    }
+    else if constexpr (sizeof(T) * kCOUNT > 16)
+    {
+        storeFloats<kCOUNT>(target, values);
+    }
+    else
+    {
+        storeVector<T, kCOUNT>(target, values);
     }
 }
 
