@@ -14,17 +14,12 @@
 #pragma once
 
 #include "../common/device.cuh"
+#include "layout.h"
 
 namespace vimdeploy
 {
 namespace conv
 {
-
-constexpr int32_t kTHREADS = 128;
-//! Tokens per thread: a run re-reads K - 1 inputs of its neighbour.
-constexpr int32_t kTOKENS = 8;
-//! Channels per thread where rows allow it.
-constexpr int32_t kVECTOR = 4;
 
 struct Params
 {
