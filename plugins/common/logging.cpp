@@ -20,19 +20,17 @@ std::atomic<nvinfer1::ILoggerFinder*> gFinder{nullptr};
 //! The logger as an untyped pointer, because its type depends on the TensorRT that owns it.
 void* findLogger(int32_t& major)
 {
+    void* logger{nullptr};
     if (nvinfer1::ILoggerFinder* const finder = gFinder.load(std::memory_order_acquire))
     {
-        major = majorOf(finder);
-        if (major == abi::kHEADER_MAJOR)
-        {
-            return finder->findLogger();
-        }
         void* const untyped = finder;
-        return major >= abi::kNEW_LAYOUT_MAJOR ? static_cast<abi::LoggerFinder11*>(untyped)->findLogger()
-                                               : static_cast<abi::LoggerFinder10*>(untyped)->findLogger();
+        major = majorOf(finder);
+        logger = major == abi::kHEADER_MAJOR       ? finder->findLogger()
+            : major >= abi::kNEW_LAYOUT_MAJOR ? static_cast<abi::LoggerFinder11*>(untyped)->findLogger()
+                                              : static_cast<abi::LoggerFinder10*>(untyped)->findLogger();
     }
-    // Nobody handed us a finder: we were preloaded, not loaded by a registry.
-    return library::processLogger(major);
+    // No finder means that we were preloaded, no logger that no engine or builder is at work (a plugin made by hand).
+    return logger != nullptr ? logger : library::processLogger(major);
 }
 
 } // namespace
