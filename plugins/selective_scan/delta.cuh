@@ -19,6 +19,9 @@ namespace scan
 __device__ __forceinline__ float softplus(float v)
 {
     float const q = exp2Approx(-kLOG2_E * fabsf(v));
+#if VIMDEPLOY_MUTANT == 11
+    return log2f(1.0F + q) * 0.69314718F + fmaxf(v, 0.0F);
+#endif
     float sum = 5.2326880395e-3F;
     sum = fmaf(sum, q, -2.9505213723e-2F);
     sum = fmaf(sum, q, 7.8225910664e-2F);

@@ -101,6 +101,12 @@ struct Cell
                 sums[i] *= p.gated ? p.scale * silu(gates[i]) : p.scale;
             }
         }
+#if VIMDEPLOY_MUTANT == 9
+        for (int32_t i = 0; i < kWIDTH; ++i)
+        {
+            sums[i] = toFloat<T>(fromFloat<T>(sums[i]));
+        }
+#endif
         if (visit.finishes && p.gated)
         {
             storeCells<T, kWIDTH>(static_cast<T*>(y) + offset, sums);

@@ -102,7 +102,9 @@ __device__ __forceinline__ void scanTile(State<kSTATES>& state, float2* __restri
                     sum += __shfl_xor_sync(0xffffffffU, sum, distance);
                 }
                 // Every thread of the channel has read the slot before any of them overwrites it.
+#if VIMDEPLOY_MUTANT != 10
                 __syncwarp();
+#endif
                 if (lane < 2)
                 {
                     (lane == 0 ? slot->x : slot->y) = sum;
@@ -270,7 +272,9 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, 4) scanKernel(Param
 #pragma unroll 1
     for (int32_t step = 0; step < tiles; ++step)
     {
+#if VIMDEPLOY_MUTANT != 8
         asyncCopyWait();
+#endif
         __syncthreads(); // the raw tile is there, and nobody reads the last tile's rows and slots any more
         convertRows<T>(p, layout, side.rows, side.rawX, tile.count, thread, flat);
         __syncthreads(); // rows are complete, rawX is free
@@ -303,6 +307,9 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, 4) scanKernel(Param
             tile.count, lanes, lane);
         if constexpr (!kSTATES_ONLY)
         {
+#if VIMDEPLOY_MUTANT == 12
+            if (side.direction > 0)
+#endif
             __syncthreads(); // the sums of both sides are complete
             bool const twoSides = blockDim.y > 1U;
             int32_t const mirror = tiles - 1 - step;
