@@ -1,7 +1,7 @@
 """The real kernel sources, run on the host against a float64 reference, under sanitizers, and with planted faults.
 
 The gate runs every test here in a few minutes on two cores. VIMDEPLOY_FULL_GRID=1 adds the full grid (every N,
-E to 130, L to 140, whole models), three seeds of thread order under every sanitizer, and every mutant under every sanitizer.
+E to 130, L to 140, whole models), three seeds of thread order under every sanitizer, every mutant under each of them.
 """
 
 from __future__ import annotations

@@ -67,9 +67,7 @@ def test_tensor_shapes_are_those_of_the_contract(
     op: contract.CustomOp, described: dict[str, dict[str, object]]
 ) -> None:
     # The table of tensors in the C++ source, with the contract's way of writing the letters.
-    assert described[op.name]["tensors"] == [
-        [tensor.name, *tensor.shape] for tensor in (*op.inputs, op.output)
-    ]
+    assert described[op.name]["tensors"] == [[tensor.name, *tensor.shape] for tensor in (*op.inputs, op.output)]
 
 
 def test_limits_are_those_of_the_contract(described: dict[str, dict[str, object]]) -> None:

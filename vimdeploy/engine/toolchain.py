@@ -23,6 +23,15 @@ ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
 
 TENSORRT_MAJORS = (10, 11)
 
+SYSTEM_NVCC = Path("/usr/local/cuda/bin/nvcc")
+SYSTEM_INCLUDES = (
+    Path(f"/usr/include/{os.uname().machine}-linux-gnu"),
+    Path("/usr/include"),
+    Path("/usr/local/include"),
+    Path("/usr/local/tensorrt/include"),
+    Path("/opt/tensorrt/include"),
+)
+
 
 @dataclass(frozen=True)
 class Nvcc:
@@ -85,7 +94,7 @@ def find_nvcc() -> Nvcc:
     candidates = [shutil.which("nvcc")]
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     candidates += [str(Path(home, "bin", "nvcc")) for home in homes]
-    candidates.append("/usr/local/cuda/bin/nvcc")
+    candidates.append(str(SYSTEM_NVCC))
     packages = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     candidates += sorted(str(path) for root in packages for path in Path(root).glob("nvidia/*/bin/nvcc"))
     for candidate in candidates:
@@ -145,9 +154,7 @@ def find_tensorrt_headers(include: Path | None = None) -> TensorRTHeaders:
             f"{include} holds no NvInferRuntime.h", hint="Give the folder that does, usually <TensorRT>/include."
         )
     folders = [Path(os.environ["TENSORRT_ROOT"], "include")] if "TENSORRT_ROOT" in os.environ else []
-    machine = os.uname().machine
-    folders += [Path(f"/usr/include/{machine}-linux-gnu"), Path("/usr/include"), Path("/usr/local/include")]
-    folders += [Path("/usr/local/tensorrt/include"), Path("/opt/tensorrt/include")]
+    folders += SYSTEM_INCLUDES
     for folder in folders:
         if (folder / "NvInferRuntime.h").is_file():
             return _read_version(folder)
