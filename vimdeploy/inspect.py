@@ -45,7 +45,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
 
     require("torch", "export", "inspecting a checkpoint")
     from vimdeploy.models.checkpoint import read_checkpoint
-    from vimdeploy.models.recognise import recognise_vim
+    from vimdeploy.models.families import recognise
 
     checkpoint = read_checkpoint(path)
     tensors = checkpoint.state.values()
@@ -61,14 +61,13 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         }
     }
     try:
-        recognised = recognise_vim(checkpoint, {}, None)
+        _, recognised = recognise(checkpoint, {}, None, dense=False)
     except VimdeployError as error:
         facts["architecture"] = {"not recognised": str(error)}
         return facts
     facts["architecture"] = {
-        "family": "vim",
+        "family": recognised.family,
         "recipe": recognised.recipe.name if recognised.recipe else "none",
-        "tokens": recognised.config.num_tokens,
         **recognised.config.official(),
     }
     return facts
