@@ -74,7 +74,7 @@ def library(path: Path, tensorrt: str = "10.14", architectures: str = "75,89,89+
 @pytest.fixture(autouse=True)
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with no CUDA, no TensorRT and an empty cache."""
-    for name in ("CUDA_HOME", "CUDA_PATH", "TENSORRT_ROOT", "CXX", plugin.ENVIRONMENT):
+    for name in ("CUDA_HOME", "CUDA_PATH", "TENSORRT_ROOT", "TENSORRT_INCLUDE_DIR", "CXX", plugin.ENVIRONMENT):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NVCC_LOG", str(tmp_path / "nvcc.log"))
@@ -132,6 +132,9 @@ class TestToolchain:
         root = headers(tmp_path / "root" / "include", 11, 1)
         monkeypatch.setenv("TENSORRT_ROOT", str(tmp_path / "root"))
         assert find_tensorrt_headers().include == root
+        named = headers(tmp_path / "named", 10, 5)
+        monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(named))
+        assert find_tensorrt_headers().include == named
         mine = headers(tmp_path / "mine" / "include", 10, 14)
         found = find_tensorrt_headers(tmp_path / "mine")
         assert (found.include, found.major, found.minor) == (mine, 10, 14)

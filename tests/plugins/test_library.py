@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import needed, run
+from native import needed, run
 
 from vimdeploy import __version__
 from vimdeploy.engine.plugin import read_info

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run
+from native import run
 
 from vimdeploy.engine.toolchain import plugin_sources
 from vimdeploy.graph import contract

@@ -211,9 +211,8 @@ def _age_key(library: PluginLibrary) -> float:
 
 
 def _candidates(cache: Path) -> Iterable[PluginLibrary]:
-    shipped = Path(__file__).resolve().parents[1] / "_plugins" / "lib" / PLUGIN
-    if shipped.is_file():
-        yield _describe(shipped, Origin.WHEEL)
+    for path in sorted((Path(__file__).resolve().parents[1] / "_lib").glob(f"**/{PLUGIN}")):
+        yield _describe(path, Origin.WHEEL)
     for path in sorted(cache.glob(f"[!.]*/{PLUGIN}")):
         try:
             yield _describe(path, Origin.CACHE)

@@ -103,7 +103,7 @@ def find_nvcc() -> Nvcc:
     raise MissingDependencyError(
         "nvcc, the CUDA compiler, is neither on PATH nor in CUDA_HOME, /usr/local/cuda or the wheel nvidia-cuda-nvcc",
         hint="Install the CUDA toolkit (13.0 or newer builds for every GPU), or: pip install nvidia-cuda-nvcc "
-        "nvidia-cuda-runtime nvidia-cuda-cccl",
+        "nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl",
     )
 
 
@@ -140,7 +140,7 @@ def find_host_compiler() -> str:
 
 
 def find_tensorrt_headers(include: Path | None = None) -> TensorRTHeaders:
-    """Find TensorRT's headers: in ``include``, else in TENSORRT_ROOT, else in the system's include folders.
+    """Find TensorRT's headers: in ``include``, TENSORRT_INCLUDE_DIR, TENSORRT_ROOT or the system's include folders.
 
     Raises:
         MissingDependencyError: there are none.
@@ -153,15 +153,19 @@ def find_tensorrt_headers(include: Path | None = None) -> TensorRTHeaders:
         raise UsageError(
             f"{include} holds no NvInferRuntime.h", hint="Give the folder that does, usually <TensorRT>/include."
         )
-    folders = [Path(os.environ["TENSORRT_ROOT"], "include")] if "TENSORRT_ROOT" in os.environ else []
+    folders = [Path(os.environ["TENSORRT_INCLUDE_DIR"])] if os.environ.get("TENSORRT_INCLUDE_DIR") else []
+    if os.environ.get("TENSORRT_ROOT"):
+        root = Path(os.environ["TENSORRT_ROOT"])
+        folders += [root / "include", *sorted(root.glob("targets/*/include"))]
     folders += SYSTEM_INCLUDES
     for folder in folders:
         if (folder / "NvInferRuntime.h").is_file():
             return _read_version(folder)
     raise MissingDependencyError(
         "TensorRT's headers (NvInferRuntime.h) were not found in " + ", ".join(str(folder) for folder in folders),
-        hint="The pip wheels of TensorRT contain none. Unpack TensorRT's tar archive and set TENSORRT_ROOT, install "
-        "libnvinfer-headers-dev, or pass --tensorrt-include <folder>.",
+        hint="The pip wheels of TensorRT contain none. Set TENSORRT_ROOT to an unpacked TensorRT, install "
+        "libnvinfer-headers-dev, or clone https://github.com/NVIDIA/TensorRT at your version's tag and pass "
+        "--tensorrt-include TensorRT/include.",
     )
 
 
