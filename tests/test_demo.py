@@ -16,6 +16,11 @@ from vimdeploy import demo
 from vimdeploy.backends import Array, OnnxBackend
 from vimdeploy.errors import ArtifactError, MissingDependencyError, VerificationError
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -111,3 +116,9 @@ def test_the_installed_package_is_preferred(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "vim_digits.pth").write_text("")
     monkeypatch.setattr(demo, "_PACKAGED", tmp_path)
     assert demo.demo_folder() == tmp_path
+
+
+def test_the_wheel_carries_the_model_where_the_demo_looks() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    carried = {ROOT / source: ROOT / target for source, target in wheel["force-include"].items()}
+    assert carried[demo._CHECKOUT] == demo._PACKAGED

@@ -251,16 +251,16 @@ def demo(
         ("same best class", f"{made.agreement:.2%}"),
         ("largest difference of a logit", f"{m.max_abs:.1e}"),
     ]
-    table("PyTorch and ONNX Runtime on digits that training never saw", ("", ""), rows)
+    table("On digits that training never saw", ("measured", "value"), rows)
     seen = [(Path(p.image).name, *(f"{c.label}  {c.probability:.1%}" for c in p.classes)) for p in made.predictions]
-    table("Some of them, classified by the ONNX model", ("image", "best", "second"), seen)
+    table("Classified by the ONNX model", ("image", "best", "second"), seen)
     rows = [
         ("checkpoint", made.checkpoint),
         ("ONNX model", made.exported.path),
         ("manifest", made.exported.manifest_path),
         ("images", made.images),
     ]
-    table("Where everything lies", ("", ""), rows)
+    table("Where everything lies", ("what", "where"), rows)
     example = f"{made.images / Path(made.predictions[0].image).name}"
     say(f"Next: vimdeploy predict {made.exported.path} {example}")
 

@@ -75,6 +75,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
 
 def _inspect_onnx(path: Path) -> dict[str, Any]:
     from vimdeploy.backends import read_onnx
+    from vimdeploy.files import sidecar_of
     from vimdeploy.manifest import is_stale, manifest_path, read_manifest
     from vimdeploy.pipeline import tensor_info
 
@@ -95,7 +96,7 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         "outputs": {t.name: f"{t.dtype} {list(t.shape)}" for t in map(tensor_info, model.graph.output)},
         "weights": _weights_by_type(model),
     }
-    if not manifest_path(path).exists():
+    if not sidecar_of(path, manifest_path(path)).exists():
         facts["manifest"] = {"": "missing"}
         return facts
     manifest = read_manifest(path)

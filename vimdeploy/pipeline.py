@@ -97,7 +97,6 @@ def export(checkpoint: Path, output: Path, model: ModelRequest, request: ExportR
     stage("Writing")
     content = serialize(onnx_model)
     manifest = _manifest(loaded, model, replace(request, task=task), onnx_model, content, output, parity, report)
-    # The manifest first: it names the file by its hash, so an interruption between the two is noticed.
     write_all({manifest_path(output): manifest.to_bytes(), output: content})
     return Exported(output, manifest_path(output), manifest, loaded, report)
 
