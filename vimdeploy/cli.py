@@ -284,6 +284,9 @@ def build_plugin(
         Path | None, typer.Option(help="Folder with NvInferRuntime.h; default: TENSORRT_ROOT, then the system's.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Compilers at work at once; default: one per core.")] = None,
+    kernels_only: Annotated[
+        bool, typer.Option("--kernels-only", help="Only the kernels for PyTorch: needs nothing of TensorRT.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build again what is already in the cache.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -293,13 +296,18 @@ def build_plugin(
     names = [name.strip() for name in arch.split(",")] if arch is not None else []
     with progress("Building the plugin library", "steps") as update:
         path = plugin.build_plugin(
-            names, tensorrt_include, jobs=jobs, force=force, progress=lambda done, total, _: update(done, total)
+            names,
+            tensorrt_include,
+            kernels_only=kernels_only,
+            jobs=jobs,
+            force=force,
+            progress=lambda done, total, _: update(done, total),
         )
-    built = plugin.find_library(path)
+    info = {} if kernels_only else vars(plugin.read_info(path))
     if as_json:
-        print_json({"library": str(path), **vars(built.info)})
+        print_json({"library": str(path), **info})
         return
-    say(f"{path}: TensorRT {built.info.tensorrt}, CUDA {built.info.cuda}, for {', '.join(built.info.architectures)}")
+    say(f"{path}" + "".join(f"; {name.replace('_', ' ')} {value}" for name, value in info.items()))
 
 
 def _show_model(sources: dict[str, str], arguments: dict[str, Any]) -> None:

@@ -16,18 +16,13 @@ from typing import Any
 
 import pytest
 
-from vimdeploy.engine import plugin, plugin_build, toolchain
+from vimdeploy.engine import plugin, toolchain
 from vimdeploy.engine.plugin import Origin, check_fits, find_library, load_library, read_info
-from vimdeploy.engine.plugin_build import PLUGIN, build_plugin, cache_folder, plan_build
-from vimdeploy.engine.toolchain import (
-    find_nvcc,
-    find_tensorrt_headers,
-    parse_architectures,
-    plugin_sources,
-    source_hash,
-)
+from vimdeploy.engine.plugin_build import build_plugin, plan_build
+from vimdeploy.engine.toolchain import find_nvcc, find_tensorrt_headers, parse_architectures
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.graph.contract import OPS
+from vimdeploy.native import KERNELS, PLUGIN, PRELOAD, cache_folder, plugin_sources, source_hash
 
 NVCC = """\
 #!/bin/sh
@@ -188,11 +183,7 @@ class TestBuild:
         path = build_plugin(["sm_89"], include, progress=lambda *step: steps.append(step))
         assert path.parent.parent == cache_folder() == tmp_path / "cache" / "vimdeploy" / "plugins"
         assert path.parent.name == f"{source_hash(plugin_sources())}-trt10-cuda13.0-sm89"
-        assert {file.name for file in path.parent.iterdir()} == {
-            plugin_build.PLUGIN,
-            plugin_build.PRELOAD,
-            plugin_build.KERNELS,
-        }
+        assert {file.name for file in path.parent.iterdir()} == {PLUGIN, PRELOAD, KERNELS}
         assert [done for done, _, _ in steps] == list(range(1, steps[-1][1] + 1))
         assert steps[-1][0] == steps[-1][1]
         log = (tmp_path / "nvcc.log").read_text()
@@ -204,6 +195,14 @@ class TestBuild:
         build_plugin(["sm_89"], include, force=True)
         assert len((tmp_path / "nvcc.log").read_text().splitlines()) == 2 * calls
         assert [entry.name for entry in cache_folder().iterdir()] == [path.parent.name], "nothing temporary stays"
+
+    def test_the_kernels_alone_need_no_tensorrt(self, nvcc: Path, tmp_path: Path) -> None:
+        path = build_plugin(["sm_89"], kernels_only=True)
+        assert path.parent.name == f"{source_hash(plugin_sources())}-kernels-cuda13.0-sm89"
+        assert [file.name for file in path.parent.iterdir()] == [KERNELS]
+        log = (tmp_path / "nvcc.log").read_text()
+        assert "plugin.cpp" not in log
+        assert "common/registration" not in log
 
     def test_the_key_tells_builds_apart(self, nvcc: Path, include: Path, tmp_path: Path) -> None:
         keys = {

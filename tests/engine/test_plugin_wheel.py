@@ -32,9 +32,9 @@ def python(installed: Path, code: str) -> str:
 
 
 def test_the_sources_are_those_of_the_checkout(installed: Path) -> None:
-    from vimdeploy.engine.toolchain import source_files, source_hash
+    from vimdeploy.native import source_files, source_hash
 
-    code = "from vimdeploy.engine.toolchain import *; s = plugin_sources(); print(s); print(source_hash(s))"
+    code = "from vimdeploy.native import *; s = plugin_sources(); print(s); print(source_hash(s))"
     folder, digest = python(installed, code).splitlines()
     assert Path(folder) == installed / "vimdeploy" / "_plugins"
     assert digest == source_hash(ROOT / "plugins")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from native import locked, needed, run
 
-from vimdeploy.engine.plugin_build import build_plugin, cache_folder
-from vimdeploy.engine.toolchain import plugin_sources
+from vimdeploy.engine.plugin_build import build_plugin
+from vimdeploy.native import cache_folder, plugin_sources
 
 HEADERS_WHEEL = "kernel-lens==2.0.1"
 """A wheel that carries TensorRT 10.14 headers; fetched without its dependencies, never installed. Test-only."""

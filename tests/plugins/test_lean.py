@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from vimdeploy.engine.plugin_build import PRELOAD
 from vimdeploy.graph import contract
+from vimdeploy.native import PRELOAD
 
 COMMON = """
 import ctypes, gc, json, sys

@@ -14,8 +14,8 @@ from native import needed, run
 
 from vimdeploy import __version__
 from vimdeploy.engine.plugin import read_info
-from vimdeploy.engine.plugin_build import KERNELS, PLUGIN, PRELOAD
-from vimdeploy.engine.toolchain import ARCHITECTURES, find_nvcc, plugin_sources, source_hash
+from vimdeploy.engine.toolchain import ARCHITECTURES, find_nvcc
+from vimdeploy.native import KERNELS, PLUGIN, PRELOAD, plugin_sources, source_hash
 
 EXPORTS = {
     PLUGIN: {"getCreators", "setLoggerFinder"},

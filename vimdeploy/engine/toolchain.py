@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -13,10 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
+from vimdeploy.native import SOURCE_FOLDERS, plugin_sources, source_files, source_hash
 
-SOURCE_FOLDERS = ("common", "selective_scan", "causal_conv1d", "c_api")
-"""Folders of ``plugins/`` that a library is built from; the others hold tests."""
-SOURCE_SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".map")
+__all__ = [
+    "ARCHITECTURES",
+    "Nvcc",
+    "TensorRTHeaders",
+    "check_sources",
+    "find_host_compiler",
+    "find_nvcc",
+    "find_tensorrt_headers",
+    "local_architectures",
+    "parse_architectures",
+    "plugin_sources",
+    "source_files",
+    "source_hash",
+]
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
 """Compute capabilities built by default, as far as the nvcc at hand knows them: every GPU since Turing."""
@@ -52,37 +63,8 @@ class TensorRTHeaders:
     major: int
     minor: int
 
-
-def plugin_sources() -> Path:
-    """Return the folder of the plugin's sources: in the installed package, or beside it in a checkout.
-
-    Raises:
-        MissingDependencyError: neither has them.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "_plugins", package.parent / "plugins"):
-        if (folder / "common" / "registration.cpp").is_file():
-            return folder
-    raise MissingDependencyError(
-        f"the plugin's sources are neither in {package / '_plugins'} nor in {package.parent / 'plugins'}",
-        hint="Reinstall vimdeploy: its wheel carries them.",
-    )
-
-
-def source_files(sources: Path) -> list[str]:
-    """Return the files a library is built from, relative to ``sources``, sorted."""
-    return sorted(
-        path.relative_to(sources).as_posix()
-        for folder in SOURCE_FOLDERS
-        for path in (sources / folder).glob("*")
-        if path.suffix in SOURCE_SUFFIXES
-    )
-
-
-def source_hash(sources: Path) -> str:
-    """Return 12 hexadecimal digits that change with any source file; ``CMakeLists.txt`` computes the same."""
-    lines = [f"{name} {hashlib.sha256((sources / name).read_bytes()).hexdigest()}\n" for name in source_files(sources)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+    def __str__(self) -> str:
+        return f"TensorRT {self.major}.{self.minor} in {self.include}"
 
 
 def find_nvcc() -> Nvcc:
