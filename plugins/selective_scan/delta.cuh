@@ -33,24 +33,49 @@ __device__ __forceinline__ float softplus(float v)
     return fmaf(q, sum, fmaxf(v, 0.0F));
 }
 
-//! Four weights of one channel, from shared memory or, where they are too large for it, through the caches.
-//! \param weights the group's rows in global memory
-template <typename T>
-__device__ __forceinline__ void loadWeights(Params const& p, T const* staged, T const* weights, int32_t quad,
-    int32_t channels, int32_t channel, int32_t globalChannel, float (&values)[4])
+//! Adds dt_low . dt_weight of one channel over kDELTA_RUN tokens.
+//! \tparam kSTAGED the weights lie in shared memory; else they are too large for it and read through the caches
+//! \param row the first token's dt_low
+//! \param staged this channel's first four weights in shared memory, `stride` elements before the next four
+//! \param weights this channel's row in global memory, null where the channel does not exist
+template <typename T, bool kSTAGED>
+__device__ __forceinline__ void addProducts(Params const& p, SharedLayout const& layout, float const* row,
+    T const* staged, int32_t stride, T const* weights, float (&sums)[kDELTA_RUN])
 {
-    if (p.stagedWeights)
+#pragma unroll 1
+    for (int32_t quad = 0; quad < layout.rankPadded / 4; ++quad)
     {
-        loadVector<T, 4>(staged + (quad * channels + channel) * 4, values);
-        return;
-    }
+        float w[4];
+        if constexpr (kSTAGED)
+        {
+            loadVector<T, 4>(staged + quad * stride, w);
+        }
+        else
+        {
 #pragma unroll
-    for (int32_t i = 0; i < 4; ++i)
-    {
-        int32_t const r = quad * 4 + i;
-        bool const exists = r < p.rank && globalChannel < p.channels;
-        values[i] = exists ? toFloat<T>(weights[static_cast<int64_t>(globalChannel) * p.rank + r]) : 0.0F;
+            for (int32_t i = 0; i < 4; ++i)
+            {
+                int32_t const r = quad * 4 + i;
+                w[i] = r < p.rank && weights != nullptr ? toFloat<T>(weights[r]) : 0.0F;
+            }
+        }
+#pragma unroll
+        for (int32_t i = 0; i < kDELTA_RUN; ++i)
+        {
+            float low[4];
+            loadFloats<4>(row + i * layout.rowFloats + quad * 4, low);
+            sums[i] = fmaf(low[0], w[0], sums[i]);
+            sums[i] = fmaf(low[1], w[1], sums[i]);
+            sums[i] = fmaf(low[2], w[2], sums[i]);
+            sums[i] = fmaf(low[3], w[3], sums[i]);
+        }
     }
+}
+
+//! The channel whose delta a thread computes, counted from the block's first.
+__device__ __forceinline__ int32_t deltaChannel(int32_t channels, int32_t thread)
+{
+    return thread & (channels - 1);
 }
 
 //! Fills the slots (delta, u) of a tile. A thread serves one channel and runs of kDELTA_RUN tokens, so that a weight is
@@ -58,12 +83,11 @@ __device__ __forceinline__ void loadWeights(Params const& p, T const* staged, T 
 //! and never read. A guard per token would be a branch per token, and the chains of softplus could not overlap.
 template <typename T>
 __device__ __forceinline__ void computeDelta(Params const& p, SharedLayout const& layout, float2* slots,
-    float const* rows, T const* rawU, T const* staged, T const* weights, float const* bias, int32_t count,
-    int32_t first, int32_t channels, int32_t thread)
+    float const* rows, T const* rawU, T const* staged, T const* weights, float bias, int32_t count, int32_t first,
+    int32_t channels, int32_t thread)
 {
-    int32_t const channel = thread & (channels - 1);
+    int32_t const channel = deltaChannel(channels, thread);
     int32_t const globalChannel = first + channel;
-    float const channelBias = globalChannel < p.channels ? bias[globalChannel] : 0.0F;
     int32_t const step = kSIDE_THREADS / channels * kDELTA_RUN;
 #pragma unroll 1
     for (int32_t start = thread / channels * kDELTA_RUN; start < count; start += step)
@@ -72,24 +96,17 @@ __device__ __forceinline__ void computeDelta(Params const& p, SharedLayout const
 #pragma unroll
         for (int32_t i = 0; i < kDELTA_RUN; ++i)
         {
-            sums[i] = channelBias;
+            sums[i] = bias;
         }
         float const* row = rows + start * layout.rowFloats;
-#pragma unroll 1
-        for (int32_t quad = 0; quad < layout.rankPadded / 4; ++quad)
+        if (p.stagedWeights)
         {
-            float w[4];
-            loadWeights<T>(p, staged, weights, quad, channels, channel, globalChannel, w);
-#pragma unroll
-            for (int32_t i = 0; i < kDELTA_RUN; ++i)
-            {
-                float low[4];
-                loadFloats<4>(row + i * layout.rowFloats + quad * 4, low);
-                sums[i] = fmaf(low[0], w[0], sums[i]);
-                sums[i] = fmaf(low[1], w[1], sums[i]);
-                sums[i] = fmaf(low[2], w[2], sums[i]);
-                sums[i] = fmaf(low[3], w[3], sums[i]);
-            }
+            addProducts<T, true>(p, layout, row, staged + channel * 4, channels * 4, nullptr, sums);
+        }
+        else
+        {
+            T const* own = globalChannel < p.channels ? weights + static_cast<int64_t>(globalChannel) * p.rank : nullptr;
+            addProducts<T, false>(p, layout, row, nullptr, 0, own, sums);
         }
         float inputs[kDELTA_RUN];
 #pragma unroll

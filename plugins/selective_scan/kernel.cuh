@@ -290,6 +290,8 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
         startState<kSTATES, kN == 0>(p, state, side.index, side.direction, sample, chunk, channel, firstState);
     }
 
+    int32_t const biased = first + deltaChannel(channels, thread);
+    float const bias = biased < p.channels ? p.dtBias[static_cast<int64_t>(side.group) * p.channels + biased] : 0.0F;
     if (p.stagedWeights)
     {
         stageWeights<T>(p, layout, side.weights, side.dtRows, first, channels, thread);
@@ -309,7 +311,7 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
         convertRows<T>(p, layout, side.rows, side.rawX, tile.count, self, flat);
         __syncthreads(); // rows are complete, rawX is free
         computeDelta<T>(p, layout, side.slots, side.rows, side.rawU, side.weights, side.dtRows,
-            p.dtBias + static_cast<int64_t>(side.group) * p.channels, tile.count, first, channels, self);
+            bias, tile.count, first, channels, self);
 #if VIMDEPLOY_MUTANT != 1
         __syncthreads(); // slots are complete, rawU is free
 #endif
