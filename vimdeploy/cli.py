@@ -287,6 +287,41 @@ def _stages(update: Any) -> Stage:
     return stage
 
 
+@app.command("build-plugin")
+def build_plugin(
+    arch: Annotated[
+        str | None, typer.Option(help="GPU architectures, as in sm_89,sm_90, or native; default: Turing and newer.")
+    ] = None,
+    tensorrt_include: Annotated[
+        Path | None, typer.Option(help="Folder with NvInferRuntime.h; default: TENSORRT_ROOT, then the system's.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Compilers at work at once; default: one per core.")] = None,
+    kernels_only: Annotated[
+        bool, typer.Option("--kernels-only", help="Only the kernels for PyTorch: needs nothing of TensorRT.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is already in the cache.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Build the TensorRT plugin library on this machine, into the cache."""
+    from vimdeploy.engine import plugin
+
+    names = [name.strip() for name in arch.split(",")] if arch is not None else []
+    with progress("Building the plugin library", "steps") as update:
+        path = plugin.build_plugin(
+            names,
+            tensorrt_include,
+            kernels_only=kernels_only,
+            jobs=jobs,
+            force=force,
+            progress=lambda done, total, _: update(done, total),
+        )
+    info = {} if kernels_only else vars(plugin.read_info(path))
+    if as_json:
+        print_json({"library": str(path), **info})
+        return
+    say(f"{path}" + "".join(f"; {name.replace('_', ' ')} {value}" for name, value in info.items()))
+
+
 def _show_model(model: ModelInfo) -> None:
     """Say what was seen, and what was inferred from where."""
     sources, arguments = model.sources, model.arguments
