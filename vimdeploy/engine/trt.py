@@ -45,7 +45,7 @@ BRANCHES: tuple[Branch, ...] = (
     Branch("PluginRegistry", "plugin library loaded, checked, unloaded", _SAME, "takes no plugins: functions inlined"),
     Branch("_prefer_plugins", "parser flag from 10.9 on, else a no-op", "flag always there", "never called"),
     Branch("_set_target", "the GPU of this machine", _SAME, "a list of compute capabilities, no GPU needed"),
-    Branch("_set_portability", "version- and hardware-compatible plans, plugins inside", _SAME, "refused by build.py"),
+    Branch("_set_portability", "version- and hardware-compatible plans, plugins inside", _SAME, "never called"),
     Branch("TimingCache", "kept between builds", _SAME, "nothing is timed ahead of time"),
     Branch("_host_code", "a version-compatible plan may bring code", _SAME, "never called"),
 )
@@ -126,8 +126,7 @@ class TensorRt:
         typed = 1 << int(self.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         definition: trt.INetworkDefinition = builder.create_network(typed)
         parser: trt.OnnxParser = self.api.OnnxParser(definition, logger)
-        if self.takes_plugins:
-            _prefer_plugins(self.api, parser)
+        _prefer_plugins(self, parser)
         if not parser.parse(model):
             errors = [parser.get_error(i) for i in range(parser.num_errors)]
             return None, [ParseProblem(e.code().name, e.desc(), e.node_name(), e.node_operator()) for e in errors]
@@ -137,8 +136,7 @@ class TensorRt:
         """Return a runtime; ``host_code`` admits version-compatible plans, which bring code of their own."""
         logger = _logger(self.api, messages)
         runtime: trt.Runtime = self.api.Runtime(logger)
-        if host_code:
-            _host_code(runtime)
+        _host_code(runtime, host_code)
         return Runtime(self, logger, runtime)
 
 
@@ -199,8 +197,7 @@ class Network:
         if config.strip_weights:
             options.set_flag(api.BuilderFlag.STRIP_PLAN)
             options.set_flag(api.BuilderFlag.REFIT_IDENTICAL)
-        if config.compute_capabilities:
-            _set_target(api, options, config.compute_capabilities)
+        _set_target(api, options, config.compute_capabilities)
         _set_portability(api, options, config)
         cache = None if config.timing_cache is None else TimingCache(options, config.timing_cache)
         for shapes in config.profiles:
@@ -335,13 +332,15 @@ def _monitor(api: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _prefer_plugins(api: Any, parser: trt.OnnxParser) -> None:
-    flag = getattr(api.OnnxParserFlag, "ENABLE_PLUGIN_OVERRIDE", None)
-    if flag is not None:
+def _prefer_plugins(owner: TensorRt, parser: trt.OnnxParser) -> None:
+    flag = getattr(owner.api.OnnxParserFlag, "ENABLE_PLUGIN_OVERRIDE", None)
+    if owner.takes_plugins and flag is not None:
         parser.set_flag(flag)
 
 
 def _set_target(api: Any, options: Any, compute_capabilities: tuple[str, ...]) -> None:
+    if not compute_capabilities:
+        return
     options.num_compute_capabilities = len(compute_capabilities)
     for index, name in enumerate(compute_capabilities):
         options.set_compute_capability(getattr(api.ComputeCapability, name.upper().replace("_", "")), index)
@@ -356,8 +355,9 @@ def _set_portability(api: Any, options: trt.IBuilderConfig, config: Config) -> N
         options.plugins_to_serialize = list(config.embed_plugins)
 
 
-def _host_code(runtime: trt.Runtime) -> None:
-    runtime.engine_host_code_allowed = True
+def _host_code(runtime: trt.Runtime, allowed: bool) -> None:
+    if allowed:
+        runtime.engine_host_code_allowed = True
 
 
 def _tensor(tensor: trt.ITensor, *, is_input: bool) -> Tensor:
