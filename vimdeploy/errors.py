@@ -1,7 +1,8 @@
 """What can go wrong, in words a user can act on.
 
 Every error a command can foresee is a :class:`VimdeployError`. Its message names the file and what is wrong; its hint
-says what to do next. The command line prints both and exits with :attr:`VimdeployError.exit_code`; a traceback is a bug.
+says what to do next. The command line prints both and exits with :attr:`VimdeployError.exit_code`; a traceback is a
+bug.
 """
 
 from __future__ import annotations

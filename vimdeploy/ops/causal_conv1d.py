@@ -88,7 +88,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[int], a
     groups, channels, _ = weight.shape
     if channels != x.shape[2] or tuple(bias.shape) != (groups, channels):
         raise ValueError(
-            f"causal_conv1d: channels differ: x has {x.shape[2]}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)}"
+            f"causal_conv1d: sizes differ: x {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)}"
         )
     check_directions("causal_conv1d", directions, groups)
     if activation not in ("silu", "none"):

@@ -21,8 +21,8 @@ from torch import Tensor
 from vimdeploy.ops.causal_conv1d import check_directions
 
 _CHUNK_BYTES = 512 << 10
-"""Bytes of state that one chunk of the vectorised scan holds: small enough that decay and state stay in the second-level
-cache, large enough that the per-call cost of the vectorised operations disappears."""
+"""Bytes of state that one chunk of the vectorised scan holds: small enough that decay and state stay in the
+second-level cache, large enough that the per-call cost of the vectorised operations disappears."""
 
 
 def selective_scan_reference(
@@ -49,7 +49,7 @@ def selective_scan_reference(
     for g in range(groups):
         u_g = u[g if u.shape[0] > 1 else 0].float()
         x_g = x_dbl[g if x_dbl.shape[0] > 1 else 0].float()
-        dt, B, C = x_g.split([rank, d_state, d_state], dim=-1)
+        dt, B, C = torch.split_with_sizes(x_g, [rank, d_state, d_state], dim=-1)
         delta = F.softplus(dt @ dt_weight[g].float().T + dt_bias[g])
         h = torch.zeros(batch, channels, d_state, device=u.device)
         for t in _walk(length, directions[g], column_major[g], height):
@@ -165,7 +165,7 @@ def _scan(
     _, batch, length, _ = u.shape
     dtype = torch.promote_types(u.dtype, torch.float32)
     u_f, x_f = u.to(dtype), x_dbl.to(dtype)
-    dt, B, C = x_f.split([rank, d_state, d_state], dim=-1)
+    dt, B, C = torch.split_with_sizes(x_f, [rank, d_state, d_state], dim=-1)
     delta = F.softplus(dt @ dt_weight.to(dtype)[:, None].transpose(-1, -2) + dt_bias.to(dtype)[:, None, None])
     drive = delta * u_f
     walks = list(zip(directions, column_major, strict=True))
@@ -193,8 +193,8 @@ def _scan_chunk(
 ) -> tuple[Tensor, Tensor]:
     """Scan T tokens from ``state`` (G, B, N, E): returns h . C (T, G, B, E) and the last state.
 
-    With ``buffers`` (2, >= T, G, B, N, E) nothing is allocated per chunk (fresh pages cost more than the arithmetic) and
-    each state overwrites its input, which autograd could not follow.
+    With ``buffers`` (2, >= T, G, B, N, E) nothing is allocated per chunk (fresh pages cost more than the arithmetic)
+    and each state overwrites its input, which autograd could not follow.
     """
     if buffers is None:
         decay = torch.exp(delta.unsqueeze(-2) * A)
@@ -229,8 +229,9 @@ def _order(values: Tensor, walk: tuple[int, int], height: int, *, forth: bool) -
     if direction == -1 and not forth:
         values = values.flip(1)
     if column_major:
-        rows = height if forth else values.shape[1] // height
-        values = values.unflatten(1, (rows, -1)).transpose(1, 2).flatten(1, 2)
+        batch, length, channels = values.shape
+        rows = height if forth else length // height
+        values = values.reshape(batch, rows, -1, channels).transpose(1, 2).reshape(values.shape)
     if direction == -1 and forth:
         values = values.flip(1)
     return values
