@@ -6,7 +6,7 @@ the form that the custom ops want; :meth:`Mamba.fold` is the one place that know
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,15 @@ class MixerWeights:
     conv_directions: tuple[int, ...]
     directions: tuple[int, ...]
     scale: float
+
+    def reversed(self) -> MixerWeights:
+        """Return the mixer that does to a sequence what this one does to the reversed sequence, reversed back."""
+        return replace(
+            self,
+            conv_weight=self.conv_weight.flip(-1),
+            conv_directions=tuple(-d for d in self.conv_directions),
+            directions=tuple(-d for d in self.directions),
+        )
 
 
 def mix(hidden: Tensor, w: MixerWeights) -> Tensor:

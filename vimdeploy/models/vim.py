@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., D)."""
         values = x.float()
-        variance = values.square().mean(-1, keepdim=True)
+        variance = (values * values).mean(-1, keepdim=True)
         return (values * torch.rsqrt(variance + self.eps) * self.weight.float()).to(x.dtype)
 
 
@@ -122,6 +122,7 @@ class VisionMamba(nn.Module):
         self.head = nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm_f = make_norm(config)
+        self.folded = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify (B, C, H, W) images: logits (B, classes), or (B, L, classes) with final_pool_type ``all``."""
@@ -185,7 +186,14 @@ class VisionMamba(nn.Module):
         return hidden, residual
 
     def _run_pairs(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Run layers two by two, the second on the reversed sequence; the residuals of a pair add up (official)."""
+        """Run layers two by two, the second on the reversed sequence; the residuals of a pair add up (official).
+
+        Once folded, the second layer's mixer walks backward itself and nothing is reversed.
+        """
+
+        def reverse(tokens: Tensor) -> Tensor:
+            return tokens if self.folded else tokens.flip(1)
+
         residual: Tensor | None = None
         for forward, backward in zip(self.layers[::2], self.layers[1::2], strict=False):
             if self.config.if_rope:
@@ -194,18 +202,21 @@ class VisionMamba(nn.Module):
                 if residual is not None and self.config.if_rope_residual:
                     residual = self._rotate(residual, flipped=False)
             hidden_f, residual_f = forward(hidden, residual)
-            hidden_b, residual_b = backward(hidden.flip(1), None if residual is None else residual.flip(1))
-            hidden = hidden_f + hidden_b.flip(1)
-            residual = residual_f + residual_b.flip(1)
+            hidden_b, residual_b = backward(reverse(hidden), None if residual is None else reverse(residual))
+            hidden = hidden_f + reverse(hidden_b)
+            residual = residual_f + reverse(residual_b)
         return hidden, residual
 
 
-def fold(model: nn.Module) -> nn.Module:
+def fold(model: VisionMamba) -> VisionMamba:
     """Return a copy of ``model`` for inference: mixers folded into the ops' form, eval mode, no gradients."""
     folded = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in folded.modules():
-        if isinstance(module, Block) and isinstance(module.mixer, Mamba):
-            module.mixer = FoldedMamba(module.mixer.fold())
+    for index, layer in enumerate(cast("list[Block]", folded.layers)):
+        if isinstance(layer.mixer, Mamba):
+            weights = layer.mixer.fold()
+            walks_backward = model.config.if_bidirectional and index % 2 == 1
+            layer.mixer = FoldedMamba(weights.reversed() if walks_backward else weights)
+    folded.folded = True
     return folded
 
 

@@ -1,0 +1,194 @@
+"""torch -> ONNX: a folded model becomes one self-contained file with the custom ops and their portable bodies."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import onnx
+import torch
+from onnxscript.values import Opset
+from torch import Tensor, nn
+
+from vimdeploy import __version__
+from vimdeploy.errors import UsageError
+from vimdeploy.graph import contract
+from vimdeploy.graph.bodies import add_functions
+from vimdeploy.graph.schema import register_schemas
+from vimdeploy.models.vim import VisionMamba, fold
+
+Task = Literal["classify", "features", "tokens"]
+TASK_OUTPUTS: dict[Task, str] = {"classify": "logits", "features": "features", "tokens": "tokens"}
+INPUT = "images"
+
+
+def export_onnx(
+    model: VisionMamba, *, task: Task = "classify", batch: int | None = None, opset: int = contract.DEFAULT_OPSET
+) -> onnx.ModelProto:
+    """Export a Vision Mamba.
+
+    Args:
+        model: with the official parameters; it is not changed.
+        task: ``classify`` gives ``logits`` (B, classes), ``features`` what the head sees (B, D), ``tokens`` the normed
+            sequence (B, L, D).
+        batch: a fixed batch size; None exports any batch.
+        opset: of the standard ONNX operators.
+
+    Returns:
+        A model with input ``images`` (B, C, H, W) float32. The values entering and leaving block i keep the names
+        ``block.i.residual`` and ``block.i.hidden``, so that a comparison can find the first block that departs.
+
+    Raises:
+        UsageError: an opset that the function bodies cannot be written in.
+
+    """
+    if not contract.MIN_OPSET <= opset <= contract.MAX_OPSET:
+        raise UsageError(f"opset {opset} is not supported.", hint=f"Use {contract.MIN_OPSET} to {contract.MAX_OPSET}.")
+    register_schemas()
+    wrapper = _Tapped(fold(model), task)
+    config = model.config
+    images = torch.zeros(batch or 2, config.channels, *config.img_size)
+    names = [TASK_OUTPUTS[task], *tap_names(wrapper.taps)]
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            wrapper,
+            (images,),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=names,
+            dynamic_shapes=None if batch else ({0: torch.export.Dim("batch")},),
+            custom_translation_table=_translations(),
+            verbose=False,
+        )
+        assert program is not None
+    return _finish(program.model_proto)
+
+
+def tap_names(blocks: int) -> list[str]:
+    """Return the names of the values that enter and leave each block, in the order of computation."""
+    return [f"block.{i}.{what}" for i in range(blocks) for what in ("residual", "hidden")]
+
+
+def serialize(model: onnx.ModelProto) -> bytes:
+    """Return the bytes of a model; equal models give equal bytes."""
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+class _Tapped(nn.Module):
+    """The task's output, followed by residual and hidden of every block that runs."""
+
+    def __init__(self, model: VisionMamba, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.run: Callable[[Tensor], Tensor] = {
+            "classify": model.forward,
+            "features": model.forward_features,
+            "tokens": model.forward_tokens,
+        }[task]
+        # An odd last layer of if_bidirectional never runs.
+        self.taps = len(model.layers) // 2 * 2 if model.config.if_bidirectional else len(model.layers)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        seen: list[Tensor] = []
+
+        def remember(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+            seen.extend((output[1], output[0]))
+
+        hooks = [layer.register_forward_hook(remember) for layer in self.model.layers]
+        try:
+            result = self.run(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return (result, *seen)
+
+
+def _translations() -> dict[Any, Callable[..., Any]]:
+    """Return how torch's custom ops are spelt in ONNX."""
+    ops = Opset(contract.DOMAIN, contract.OP_VERSION)
+    plugin = dict(zip(contract.PLUGIN_ATTRIBUTES, (contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE), strict=True))
+
+    def conv(x: Any, weight: Any, bias: Any, directions: Sequence[int], activation: str) -> Any:
+        return ops.CausalConv1d(x, weight, bias, directions=list(directions), activation=activation, **plugin)
+
+    def scan(
+        u: Any,
+        x_dbl: Any,
+        A: Any,
+        D: Any,
+        dt_weight: Any,
+        dt_bias: Any,
+        z: Any,
+        directions: Sequence[int],
+        column_major: Sequence[int],
+        height: int,
+        scale: float,
+    ) -> Any:
+        attributes = {
+            "directions": list(directions),
+            "column_major": list(column_major),
+            "height": height,
+            "scale": scale,
+            **plugin,
+        }
+        if z is None:
+            return ops.SelectiveScanNoGate(u, x_dbl, A, D, dt_weight, dt_bias, **attributes)
+        return ops.SelectiveScan(u, x_dbl, A, D, dt_weight, dt_bias, z, **attributes)
+
+    return {
+        torch.ops.vimdeploy.causal_conv1d.default: conv,
+        torch.ops.vimdeploy.selective_scan.default: scan,
+    }
+
+
+def _finish(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop the taps from the outputs, strip what only the exporter needs, and add the bodies of the custom ops."""
+    del model.graph.output[1:]
+    _remove_unused(model.graph)
+    _strip_metadata(model)
+    add_functions(model)
+    model.producer_name, model.producer_version = "vimdeploy", __version__
+    model.graph.name = "vision_mamba"
+    return model
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and initializers that no output needs."""
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
+    if len(kept) < len(graph.node) or len(initializers) < len(graph.initializer):
+        del graph.node[:]
+        graph.node.extend(reversed(kept))
+        del graph.initializer[:]
+        graph.initializer.extend(initializers)
+
+
+def _strip_metadata(model: onnx.ModelProto) -> None:
+    """Remove stack traces and class names, which are half a megabyte, vary between runs and name private paths."""
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's remarks about torchvision and about its own deprecations."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

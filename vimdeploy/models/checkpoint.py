@@ -1,0 +1,181 @@
+"""Reading checkpoints safely: ``.pth``/``.pt`` in the layouts people publish, and ``.safetensors``.
+
+Nothing in a checkpoint is ever executed: pickles are read with ``weights_only=True`` and a short list of harmless
+types.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vimdeploy.errors import CheckpointError
+
+_WEIGHTS = {"model": ("model", "state_dict", "model_state_dict", "module"), "ema": ("model_ema", "state_dict_ema")}
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+"""Added to every key by DistributedDataParallel and torch.compile."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and what came with them."""
+
+    path: Path
+    sha256: str
+    state: dict[str, Tensor]
+    """Parameters and buffers by official key; floating-point ones in float32."""
+    weights: str
+    """Which entry of the file they are: its key, or ``"state dict"`` for a bare one."""
+    arguments: dict[str, Any]
+    """The training script's arguments, where the file holds them."""
+    notes: tuple[str, ...]
+
+
+def read_checkpoint(path: Path, weights: str = "model") -> Checkpoint:
+    """Read the weights of a checkpoint.
+
+    Args:
+        path: ``.pth``, ``.pt`` or ``.safetensors``. Understood are a bare state dict, ``{"model": ...}``, the full
+            layout of a training run (``model``, ``model_ema``, ``args``, ...), and keys prefixed by wrappers.
+        weights: ``"model"``, or ``"ema"`` for the exponential moving average.
+
+    Raises:
+        CheckpointError: the file is missing, empty, truncated or no checkpoint, would execute code, lacks the weights
+            asked for, or holds NaN or infinite values.
+
+    """
+    _check_file(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state, entry = _select(path, content, weights)
+    notes: list[str] = []
+    for prefix in _WRAPPER_PREFIXES:
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key[len(prefix) :]: value for key, value in state.items()}
+            notes.append(f"removed the prefix '{prefix}' from every key")
+    half = {str(v.dtype).removeprefix("torch.") for v in state.values() if v.is_floating_point()} - {"float32"}
+    if half:
+        notes.append(f"converted weights from {', '.join(sorted(half))} to float32")
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    _check_finite(path, state)
+    arguments = content.get("args")
+    return Checkpoint(
+        path=path,
+        sha256=file_sha256(path),
+        state=state,
+        weights=entry,
+        arguments=dict(vars(arguments)) if isinstance(arguments, argparse.Namespace) else {},
+        notes=tuple(notes),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file.", hint="Check the path of the checkpoint.")
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder, not a checkpoint.", hint="Name the .pth file inside it.")
+    try:
+        size = path.stat().st_size
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
+    if size == 0:
+        raise CheckpointError(f"{path}: is empty.", hint="Download or copy the checkpoint again.")
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: is truncated or not a safetensors file ({error}).", hint="Download or copy the checkpoint again."
+        ) from error
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    # Numbers that training scripts save beside the weights (a best accuracy, say) are numpy scalars.
+    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar  # type: ignore[attr-defined]
+    harmless: list[Any] = [argparse.Namespace, scalar, np.dtype, type(np.dtype("f4")), type(np.dtype("f8"))]
+    try:
+        with torch.serialization.safe_globals(harmless):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch.load meets damaged bytes at any depth and raises a dozen types, from EOFError to RuntimeError.
+        raise _unreadable(path, error) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}, not a checkpoint.",
+            hint="Save model.state_dict(), or {'model': model.state_dict()}.",
+        )
+    return dict(content)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    blocked = re.search(r"(?:Unsupported (?:global|class): GLOBAL|Unsupported class) (\S+)", str(error))
+    if blocked or "weights_only" in str(error).lower():
+        what = f"calls {blocked[1]}" if blocked else "holds more than weights"
+        return CheckpointError(
+            f"{path}: loading it would execute code (it {what}); nothing was executed.",
+            hint="If you trust its author, load it with torch in a sandbox and save model.state_dict() alone.",
+        )
+    return CheckpointError(
+        f"{path}: is truncated, damaged or not a PyTorch checkpoint.",
+        hint="Download or copy the checkpoint again, and compare its size or checksum with the source's.",
+    )
+
+
+def _select(path: Path, content: Mapping[str, Any], weights: str) -> tuple[dict[str, Tensor], str]:
+    """Return the state dict asked for and the key it stands under."""
+    nested = [key for key in _WEIGHTS[weights] if isinstance(content.get(key), Mapping)]
+    if nested:
+        return _tensors(path, content[nested[0]]), nested[0]
+    others = [key for keys in _WEIGHTS.values() for key in keys if isinstance(content.get(key), Mapping)]
+    if weights == "ema" or others:
+        held = f"only '{others[0]}'" if others else "a bare state dict"
+        other = "ema" if weights == "model" else "model"
+        raise CheckpointError(
+            f"{path}: has no weights to take for --weights {weights}; it holds {held}.",
+            hint=f"Use --weights {other}.",
+        )
+    return _tensors(path, content), "state dict"
+
+
+def _tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not state:
+        keys = ", ".join(sorted(map(str, content))[:10]) or "nothing"
+        raise CheckpointError(
+            f"{path}: holds no weights (its entries: {keys}).",
+            hint="Save model.state_dict(), or {'model': model.state_dict()}.",
+        )
+    return state
+
+
+def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise CheckpointError(
+            f"{path}: NaN or infinite values in {', '.join(broken[:3])}{more}.",
+            hint="The training run diverged; use an earlier checkpoint, or --weights ema if the file has it.",
+        )

@@ -1,0 +1,162 @@
+"""From a checkpoint file to a model: the one way in, for every command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vimdeploy.errors import CheckpointError, UsageError
+from vimdeploy.models.checkpoint import Checkpoint, read_checkpoint
+from vimdeploy.models.pos_embed import resize_pos_embed, resize_pos_embed_officially
+from vimdeploy.models.recipe import InputSpec, Recipe, find_recipe
+from vimdeploy.models.recognise import Recognised, recognise_vim, summarise_keys
+from vimdeploy.models.vim import VisionMamba
+from vimdeploy.models.vim_config import VimConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What a user asks for beside the checkpoint; the defaults ask for nothing."""
+
+    recipe: str | None = None
+    model_args: str | None = None
+    """JSON text, or the path of a JSON or TOML file, in the official constructor's argument names."""
+    weights: str = "model"
+    img_size: tuple[int, int] | None = None
+    """(height, width) to resize to."""
+    official_pos_resize: bool = False
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode with everything known about it."""
+
+    model: VisionMamba
+    config: VimConfig
+    """Of the model as it is: resized, if that was asked for."""
+    checkpoint: Checkpoint
+    recognised: Recognised
+    input: InputSpec
+    labels: tuple[str, ...] | None
+    """Class names, where a recipe knows them."""
+    notes: tuple[str, ...]
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe of this model, named by the user or found."""
+        return self.recognised.recipe
+
+
+def load_model(path: Path, request: ModelRequest | None = None) -> LoadedModel:
+    """Read a checkpoint, recognise its architecture, load it strictly and resize it if asked to.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its weights do not fit the architecture.
+        UsageError: an unknown recipe or argument, or one that the checkpoint contradicts.
+        ModelError: a variant that the official code cannot run.
+
+    """
+    request = request or ModelRequest()
+    recipe = find_recipe(request.recipe) if request.recipe else None
+    model_args = parse_model_args(request.model_args) if request.model_args else {}
+    checkpoint = read_checkpoint(path, request.weights)
+    recognised = recognise_vim(checkpoint, model_args, recipe)
+    config, state = recognised.config, dict(checkpoint.state)
+    notes = [*checkpoint.notes, *recognised.notes]
+    check_keys(checkpoint, VisionMamba(config).state_dict())
+    if request.img_size is not None and request.img_size != config.img_size:
+        config, state, note = _resize(config, state, request.img_size, official=request.official_pos_resize)
+        notes.append(note)
+    model = VisionMamba(config)
+    # Rotations are a function of the image size; all the rest is learned and was checked key by key.
+    computed = {k: v for k, v in model.state_dict().items() if k.startswith("rope.") and config != recognised.config}
+    model.load_state_dict({**state, **computed})
+    spec, labels = _input_spec(recognised.recipe, config, notes)
+    return LoadedModel(model.eval(), config, checkpoint, recognised, spec, labels, tuple(notes))
+
+
+def parse_model_args(text: str) -> dict[str, Any]:
+    """Read ``--model-args``: JSON text, or a path to a JSON or TOML file."""
+    if text.lstrip().startswith("{"):
+        source, content = "--model-args", text
+    else:
+        source = text
+        try:
+            content = Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"--model-args {text}: neither JSON text nor a readable file ({error}).",
+                hint="Write --model-args '{\"if_divide_out\": false}', or name a .json or .toml file.",
+            ) from error
+    try:
+        values = tomllib.loads(content) if source.endswith(".toml") else json.loads(content)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{source}: cannot be parsed: {error}.") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{source}: must be a table of argument names and values, not {values!r}.")
+    return values
+
+
+def check_keys(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless the checkpoint has exactly the keys and shapes of ``wanted``."""
+    state = checkpoint.state
+    shapes = [
+        f"{key} has shape {tuple(state[key].shape)}, the model {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    problems = [
+        f"{text} {summarise_keys(keys)}"
+        for text, keys in (
+            ("missing:", [key for key in wanted if key not in state]),
+            ("not in the model:", [key for key in state if key not in wanted]),
+        )
+        if keys
+    ]
+    if shapes:
+        more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        problems.append("; ".join(shapes[:3]) + more)
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.path}: the weights do not fit the architecture. {'. '.join(problems)}.",
+            hint="If the model has options that its shapes cannot tell, pass them with --model-args.",
+        )
+
+
+def _resize(
+    config: VimConfig, state: dict[str, Tensor], img_size: tuple[int, int], *, official: bool
+) -> tuple[VimConfig, dict[str, Tensor], str]:
+    resized = replace(config, img_size=img_size)
+    if config.if_abs_pos_embed and resized.grid != config.grid:
+        resize = resize_pos_embed_officially if official else resize_pos_embed
+        state["pos_embed"] = resize(state["pos_embed"], config, resized)
+    sizes = " to ".join(f"{h} x {w}" for h, w in (config.img_size, img_size))
+    how = "as the official code does" if official else "around the class token"
+    return resized, state, f"position embeddings resized from {sizes} pixels {how}"
+
+
+def _input_spec(recipe: Recipe | None, config: VimConfig, notes: list[str]) -> tuple[InputSpec, tuple[str, ...] | None]:
+    """Return the preprocessing and the class names, said by the recipe or assumed."""
+    if recipe is None or recipe.input.channels != config.channels:
+        notes.append("no recipe fits: ImageNet's mean, standard deviation and crop are assumed as preprocessing")
+        c = config.channels
+        mean, std = InputSpec(size=config.img_size).mean, InputSpec(size=config.img_size).std
+        if c != 3:
+            mean, std = (0.5,) * c, (0.5,) * c
+            notes.append(f"{c} channels: mean and standard deviation 0.5 are assumed")
+        return InputSpec(size=config.img_size, channels=c, mean=mean, std=std), None
+    labels = recipe.classes.labels() if recipe.classes.count == config.num_classes else None
+    if recipe.classes.count != config.num_classes:
+        notes.append(f"{config.num_classes} classes where recipe {recipe.name} has {recipe.classes.count}: no names")
+    return recipe.input.model_copy(update={"size": config.img_size}), labels

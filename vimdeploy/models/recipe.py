@@ -1,0 +1,155 @@
+"""Recipes: one TOML per published model, stating what is exported and what parity it owes.
+
+The files live in ``export/`` of the repository and ship inside the package.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vimdeploy.errors import UsageError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_PACKAGED = Path(__file__).parents[1] / "_export"
+_CHECKOUT = Path(__file__).parents[2] / "export"
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSpec(_Strict):
+    """How an image file becomes a tensor: resize, centre crop, scale to [0, 1], normalise."""
+
+    size: tuple[Positive, Positive]
+    """(height, width) in pixels."""
+    channels: Positive = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """The shorter side is resized to size / crop_ratio, and the centre is cut out."""
+
+
+class Classes(_Strict):
+    """What the logits stand for."""
+
+    count: Annotated[int, Field(ge=0)]
+    names: str | tuple[str, ...] | None = None
+    """The names themselves, or the stem of a file in ``export/classes`` with one name per line."""
+
+    def labels(self) -> tuple[str, ...] | None:
+        """Return one name per class, or None where the names are not known."""
+        if not isinstance(self.names, str):
+            return self.names
+        lines = (recipe_folder() / "classes" / f"{self.names}.txt").read_text(encoding="utf-8").splitlines()
+        return tuple(lines)
+
+
+class Precision(_Strict):
+    """What the engine computes in, and which nodes stay float32 beyond the policy."""
+
+    engine: Literal["fp32", "fp16", "bf16"] = "fp16"
+    keep_fp32: tuple[str, ...] = ()
+    """Patterns of node names."""
+
+
+class BatchProfile(_Strict):
+    """Batch sizes of the optimization profile."""
+
+    min: Positive = 1
+    opt: Positive = 8
+    max: Positive = 64
+
+
+class ParityContract(_Strict):
+    """Bounds that a converted model has to keep against the PyTorch model; None leaves a bound out."""
+
+    atol: float | None = None
+    rtol: float | None = None
+    """|a - b| <= atol + rtol * |b| for every output element b of the reference; both or neither."""
+    relative_rms: float | None = None
+    """rms(a - b) / rms(b)"""
+    cosine: float | None = None
+    """Smallest cosine similarity of any sample."""
+    top1: float | None = None
+    """Share of samples whose best class is the same, among those decided by more than the numerical noise."""
+
+
+class Parity(_Strict):
+    """One contract per precision."""
+
+    fp32: ParityContract = ParityContract(atol=1e-4, rtol=1e-4, relative_rms=1e-4, cosine=0.99999, top1=1.0)
+    fp16: ParityContract = ParityContract(relative_rms=5e-3, cosine=0.9999, top1=0.999)
+    bf16: ParityContract = ParityContract(relative_rms=4e-2, cosine=0.999, top1=0.99)
+
+
+class Recipe(_Strict):
+    """One published model."""
+
+    name: str
+    title: str
+    family: str
+    official_name: str | None = None
+    checkpoint: str | None = None
+    """File name under which the weights are published."""
+    source: str | None = None
+    parameters: int
+    model: dict[str, Any]
+    """Arguments of the official constructor."""
+    input: InputSpec
+    classes: Classes
+    precision: Precision = Precision()
+    batch: BatchProfile = BatchProfile()
+    parity: Parity = Parity()
+
+
+def recipe_folder() -> Path:
+    """Return the folder with the recipes: inside an installed package, or beside it in a checkout."""
+    return _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """Return all recipes by name."""
+    return {recipe.name: recipe for recipe in map(read_recipe, sorted(recipe_folder().glob("*.toml")))}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read one recipe; raises UsageError naming the file and the field that is wrong."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a TOML file: {error}.") from error
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{path}: {where}: {first['msg']}.") from error
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe of a name, an official model name, or a TOML file; raises UsageError with the nearest name."""
+    if name.endswith(".toml"):
+        return read_recipe(Path(name))
+    known = recipes()
+    if name in known:
+        return known[name]
+    for recipe in known.values():
+        if name == recipe.official_name:
+            return recipe
+    raise UsageError(f"There is no recipe '{name}'.", hint=f"{nearest(name, known)} `vimdeploy recipes` lists them.")
