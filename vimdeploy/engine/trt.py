@@ -375,11 +375,11 @@ def _dtype(dtype: trt.DataType) -> str:
 
 def _layer(api: Any, layer: trt.ILayer) -> Layer:
     kind = layer.type.name
-    output: trt.ITensor = layer.get_output(0)
+    output: trt.ITensor | None = layer.get_output(0) if layer.num_outputs else None  # a loop's trip limit has none
     return Layer(
         name=layer.name,
         kind=kind.lower(),
-        dtype=_dtype(output.dtype),
+        dtype="" if output is None else _dtype(output.dtype),
         compute=kind in _COMPUTE,
         plugin=kind == "PLUGIN_V3",
         weight_bytes=sum(w.nbytes for w in _weights(api, layer, kind)),

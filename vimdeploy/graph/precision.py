@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from vimdeploy.errors import UsageError
-from vimdeploy.graph import contract
+from vimdeploy.graph import bodies, contract
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def convert(
     ranges: Mapping[str, float] | None = None,
     half_io: bool = False,
 ) -> Report:
-    """Rewrite the main graph of ``model`` in place; function bodies are generic in T and stay as they are.
+    """Rewrite the main graph of ``model`` in place. Function bodies are generic in T: see :func:`convert_model`.
 
     Args:
         model: a float32 model.
@@ -136,6 +137,23 @@ def convert(
     policy = policy or Policy()
     _refuse_unfit(model, policy)
     return _Pass(model, precision, policy, dict(ranges or {})).run(half_io=half_io)
+
+
+def convert_model(
+    model: onnx.ModelProto,
+    precision: Precision,
+    policy: Policy | None = None,
+    *,
+    ranges: Mapping[str, float] | None = None,
+    half_io: bool = False,
+) -> tuple[onnx.ModelProto, Report]:
+    """Return a converted copy of ``model`` with the bodies of its custom ops; see :func:`convert`."""
+    bare = bodies.strip_functions(model)
+    converted = ir.from_proto(bare)
+    report = convert(converted, precision, policy, ranges=ranges, half_io=half_io)
+    result = ir.to_proto(converted)
+    bodies.add_functions(result)
+    return result, report
 
 
 def _refuse_unfit(model: ir.Model, policy: Policy) -> None:
@@ -342,8 +360,6 @@ def _raise_opset(model: ir.Model, precision: Precision) -> None:
             hint=f"Export again with --opset {precision.min_opset}.",
         )
     model.graph.opset_imports[""] = precision.min_opset
-    for function in model.functions.values():
-        function.opset_imports[""] = precision.min_opset
 
 
 def policy_table(policy: Policy | None = None) -> list[tuple[str, str, str, str]]:
