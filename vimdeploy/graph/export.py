@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import torch
@@ -14,19 +14,18 @@ from onnxscript.values import Opset
 from torch import Tensor, nn
 
 from vimdeploy import __version__
-from vimdeploy.errors import UsageError
+from vimdeploy.errors import UsageError, nearest
 from vimdeploy.graph import contract
 from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.schema import register_schemas
 from vimdeploy.models.vim import VisionMamba, fold
 
-Task = Literal["classify", "features", "tokens"]
-TASK_OUTPUTS: dict[Task, str] = {"classify": "logits", "features": "features", "tokens": "tokens"}
+TASK_OUTPUTS: dict[str, str] = {"classify": "logits", "features": "features", "tokens": "tokens"}
 INPUT = "images"
 
 
 def export_onnx(
-    model: VisionMamba, *, task: Task = "classify", batch: int | None = None, opset: int = contract.DEFAULT_OPSET
+    model: VisionMamba, *, task: str = "classify", batch: int | None = None, opset: int = contract.DEFAULT_OPSET
 ) -> onnx.ModelProto:
     """Export a Vision Mamba.
 
@@ -42,13 +41,15 @@ def export_onnx(
         ``block.i.residual`` and ``block.i.hidden``, so that a comparison can find the first block that departs.
 
     Raises:
-        UsageError: an opset that the function bodies cannot be written in.
+        UsageError: an unknown task, or an opset that the function bodies cannot be written in.
 
     """
+    if task not in TASK_OUTPUTS:
+        raise UsageError(f"There is no task '{task}'.", hint=nearest(task, TASK_OUTPUTS))
     if not contract.MIN_OPSET <= opset <= contract.MAX_OPSET:
         raise UsageError(f"opset {opset} is not supported.", hint=f"Use {contract.MIN_OPSET} to {contract.MAX_OPSET}.")
     register_schemas()
-    wrapper = _Tapped(fold(model), task)
+    wrapper = TappedModel(fold(model), task)
     config = model.config
     images = torch.zeros(batch or 2, config.channels, *config.img_size)
     names = [TASK_OUTPUTS[task], *tap_names(wrapper.taps)]
@@ -78,10 +79,10 @@ def serialize(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-class _Tapped(nn.Module):
+class TappedModel(nn.Module):
     """The task's output, followed by residual and hidden of every block that runs."""
 
-    def __init__(self, model: VisionMamba, task: Task) -> None:
+    def __init__(self, model: VisionMamba, task: str) -> None:
         super().__init__()
         self.model = model
         self.run: Callable[[Tensor], Tensor] = {
@@ -93,6 +94,7 @@ class _Tapped(nn.Module):
         self.taps = len(model.layers) // 2 * 2 if model.config.if_bidirectional else len(model.layers)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return (output, block 0 residual, block 0 hidden, block 1 residual, ...)."""
         seen: list[Tensor] = []
 
         def remember(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:

@@ -7,7 +7,6 @@ types.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vimdeploy.errors import CheckpointError
+from vimdeploy.files import sha256_file
 
 _WEIGHTS = {"model": ("model", "state_dict", "model_state_dict", "module"), "ema": ("model_ema", "state_dict_ema")}
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -69,21 +69,12 @@ def read_checkpoint(path: Path, weights: str = "model") -> Checkpoint:
     arguments = content.get("args")
     return Checkpoint(
         path=path,
-        sha256=file_sha256(path),
+        sha256=sha256_file(path),
         state=state,
         weights=entry,
         arguments=dict(vars(arguments)) if isinstance(arguments, argparse.Namespace) else {},
         notes=tuple(notes),
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_file(path: Path) -> None:

@@ -1,0 +1,165 @@
+"""One face for everything that can compute a model: numpy images in, named numpy arrays out."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vimdeploy.errors import ArtifactError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from vimdeploy.models.vim import VisionMamba
+
+Array = npt.NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """Computes a model."""
+
+    @property
+    def name(self) -> str:
+        """What computes it, for tables."""
+        ...
+
+    def run(self, images: Array) -> dict[str, Array]:
+        """Map (B, C, H, W) float32 images to the outputs by name; the first one is the task's."""
+        ...
+
+
+class TorchBackend:
+    """The PyTorch model, float32, with the custom ops of this package."""
+
+    name = "torch"
+
+    def __init__(self, model: VisionMamba, task: str, *, taps: bool = False) -> None:
+        """Hold a model in eval mode.
+
+        Args:
+            model: with the official parameters.
+            task: ``classify``, ``features`` or ``tokens``.
+            taps: also return residual and hidden of every block.
+
+        """
+        from vimdeploy.graph.export import TASK_OUTPUTS, TappedModel, tap_names
+        from vimdeploy.models.vim import fold
+
+        # Inner values are those of the folded form, which is what is exported; the plain form is the better reference.
+        self._model = TappedModel(fold(model) if taps else model, task)
+        self._names = [TASK_OUTPUTS[task], *(tap_names(self._model.taps) if taps else [])]
+
+    def run(self, images: Array) -> dict[str, Array]:
+        """Compute the outputs; see :class:`Backend`."""
+        import torch
+
+        with torch.no_grad():
+            outputs = self._model(torch.from_numpy(np.ascontiguousarray(images)))
+        return {name: output.float().numpy() for name, output in zip(self._names, outputs, strict=False)}
+
+
+class OnnxBackend:
+    """An ONNX file in ONNX Runtime on the CPU."""
+
+    name = "onnxruntime"
+
+    def __init__(self, model: Path | onnx.ModelProto, *, taps: Sequence[str] = ()) -> None:
+        """Open a session.
+
+        Args:
+            model: a file, or a model in memory.
+            taps: names of inner values to return as well, as far as the model has them.
+
+        Raises:
+            MissingDependencyError: onnxruntime is not installed.
+            ArtifactError: the file is missing, corrupt or not runnable.
+
+        """
+        require("onnxruntime", "ort", "running an ONNX file")
+        import onnxruntime as ort
+
+        source = str(model) if isinstance(model, Path) else "the exported model"
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            if isinstance(model, Path) and not taps:
+                content: str | bytes = str(model)
+            else:
+                content = _with_outputs(model, taps).SerializeToString()
+            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except ArtifactError:
+            raise
+        except Exception as error:
+            # onnxruntime raises one private exception type per status code.
+            raise ArtifactError(
+                f"{source}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}",
+                hint="Export the model again with `vimdeploy export`.",
+            ) from error
+        self._source = source
+        self._input = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    @property
+    def input_shape(self) -> list[int | str]:
+        """Shape of the images; a symbolic dimension is its name."""
+        return list(self._session.get_inputs()[0].shape)
+
+    def run(self, images: Array) -> dict[str, Array]:
+        """Compute the outputs; see :class:`Backend`."""
+        try:
+            outputs = self._session.run(self._outputs, {self._input: images})
+        except Exception as error:
+            raise ArtifactError(
+                f"{self._source}: ONNX Runtime cannot run it on {images.shape}: {str(error).splitlines()[0]}"
+            ) from error
+        return dict(zip(self._outputs, outputs, strict=True))
+
+
+def require(module: str, extra: str, purpose: str) -> None:
+    """Raise MissingDependencyError, naming the extra to install, unless ``module`` can be imported."""
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependencyError(
+            f"{purpose} needs {module}, which is not installed.", hint=f"pip install 'vimdeploy[{extra}]'"
+        )
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file.
+
+    Raises:
+        ArtifactError: it is missing, empty or not an ONNX model.
+
+    """
+    require("onnx", "export", "reading an ONNX file")
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: there is no such file.") from error
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        raise ArtifactError(
+            f"{path}: is not a readable ONNX file ({error}).", hint="Export the model again."
+        ) from error
+    if not model.graph.node or not model.graph.input or not model.graph.output:
+        raise ArtifactError(f"{path}: is not an ONNX model: it has no graph.", hint="Export the model again.")
+    return model
+
+
+def _with_outputs(model: Path | onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy with inner values as outputs, as far as the model has them."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(read_onnx(model) if isinstance(model, Path) else model)
+    known = {name for node in copy.graph.node for name in node.output} - {o.name for o in copy.graph.output}
+    copy.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name in known
+    )
+    return copy

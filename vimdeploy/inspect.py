@@ -1,0 +1,132 @@
+"""What a file holds, as plain values: any artifact of the toolkit, and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vimdeploy.errors import ArtifactError, VimdeployError
+
+if TYPE_CHECKING:
+    import onnx
+
+_CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
+
+
+def inspect_file(path: Path) -> dict[str, Any]:
+    """Return sections of facts about a checkpoint, an ONNX file, a manifest or a recipe.
+
+    Raises:
+        VimdeployError: the file is missing, corrupt or of a kind that the toolkit does not know.
+
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path}: there is no such file.")
+    if path.suffix in _CHECKPOINTS:
+        return _inspect_checkpoint(path)
+    if path.suffix == ".onnx":
+        return _inspect_onnx(path)
+    if path.suffix == ".json":
+        return _inspect_manifest(path)
+    if path.suffix == ".toml":
+        from vimdeploy.models.recipe import read_recipe
+
+        return {"recipe": read_recipe(path).model_dump(mode="json")}
+    raise ArtifactError(
+        f"{path}: '{path.suffix}' is no kind of file that vimdeploy knows.",
+        hint="Pass a .pth, .pt, .safetensors, .onnx, .json or .toml file.",
+    )
+
+
+def _inspect_checkpoint(path: Path) -> dict[str, Any]:
+    from vimdeploy.backends import require
+
+    require("torch", "export", "inspecting a checkpoint")
+    from vimdeploy.models.checkpoint import read_checkpoint
+    from vimdeploy.models.recognise import recognise_vim
+
+    checkpoint = read_checkpoint(path)
+    tensors = checkpoint.state.values()
+    facts: dict[str, Any] = {
+        "checkpoint": {
+            "file": str(path),
+            "bytes": path.stat().st_size,
+            "sha256": checkpoint.sha256,
+            "weights": checkpoint.weights,
+            "tensors": len(checkpoint.state),
+            "values": sum(tensor.numel() for tensor in tensors),
+            "trained as": checkpoint.arguments.get("model", "not said"),
+        }
+    }
+    try:
+        recognised = recognise_vim(checkpoint, {}, None)
+    except VimdeployError as error:
+        facts["architecture"] = {"not recognised": str(error)}
+        return facts
+    facts["architecture"] = {
+        "family": "vim",
+        "recipe": recognised.recipe.name if recognised.recipe else "none",
+        "tokens": recognised.config.num_tokens,
+        **recognised.config.official(),
+    }
+    return facts
+
+
+def _inspect_onnx(path: Path) -> dict[str, Any]:
+    from vimdeploy.backends import read_onnx
+    from vimdeploy.manifest import is_stale, manifest_path, read_manifest
+    from vimdeploy.pipeline import tensor_info
+
+    model = read_onnx(path)
+    facts: dict[str, Any] = {
+        "file": {
+            "file": str(path),
+            "bytes": path.stat().st_size,
+            "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+            "producer": f"{model.producer_name} {model.producer_version}".strip(),
+            "nodes": len(model.graph.node),
+            "functions": [f"{f.domain}::{f.name}{f.overload and ':' + f.overload}" for f in model.functions],
+        },
+        "operators": dict(
+            Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.graph.node).most_common()
+        ),
+        "inputs": {t.name: f"{t.dtype} {list(t.shape)}" for t in map(tensor_info, model.graph.input)},
+        "outputs": {t.name: f"{t.dtype} {list(t.shape)}" for t in map(tensor_info, model.graph.output)},
+        "weights": _weights_by_type(model),
+    }
+    if not manifest_path(path).exists():
+        facts["manifest"] = {"": "missing"}
+        return facts
+    manifest = read_manifest(path)
+    facts["manifest"] = {
+        **manifest.model_dump(mode="json", exclude={"parity", "input", "outputs"}),
+        "describes this file": not is_stale(manifest, path),
+        "verified at export": manifest.parity is not None,
+    }
+    return facts
+
+
+def _inspect_manifest(path: Path) -> dict[str, Any]:
+    from vimdeploy.manifest import parse_manifest
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path}: not a readable JSON file: {error}.") from error
+    return {"manifest": parse_manifest(data, path).model_dump(mode="json")}
+
+
+def _weights_by_type(model: onnx.ModelProto) -> dict[str, str]:
+    import numpy as np
+    import onnx
+
+    values: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        count = int(np.prod(tensor.dims))
+        values[dtype.name] += count
+        sizes[dtype.name] += count * dtype.itemsize
+    return {name: f"{values[name]:,} values, {sizes[name] / 1e6:.2f} MB" for name in values}

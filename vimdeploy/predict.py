@@ -1,0 +1,76 @@
+"""Classify image files with an exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vimdeploy.backends import OnnxBackend
+from vimdeploy.errors import ArtifactError, UsageError
+from vimdeploy.images import load_images
+from vimdeploy.manifest import read_manifest
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class and its softmax probability."""
+
+    index: int
+    label: str
+    """The class name, or its index where names are not known."""
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one image, best first."""
+
+    image: str
+    classes: tuple[ClassScore, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def predict(model: Path, images: Sequence[Path], top: int = 5) -> list[Prediction]:
+    """Return the ``top`` classes of each image file.
+
+    Args:
+        model: ONNX file with its manifest, exported with the task ``classify``.
+        images: image files; one batch each, so that any batch profile serves.
+        top: how many classes.
+
+    Raises:
+        ArtifactError: model or manifest is missing or corrupt.
+        UsageError: the model gives no logits.
+        ImageError: an image cannot be read.
+
+    """
+    if not model.exists():
+        raise ArtifactError(f"{model}: there is no such file.")
+    manifest = read_manifest(model)
+    if manifest.model.task != "classify" or manifest.classes.count == 0:
+        raise UsageError(
+            f"{model}: gives {manifest.outputs[0].name}, not logits.", hint="Export it with --task classify."
+        )
+    tensors = [load_images([path], manifest.preprocessing) for path in images]
+    backend = OnnxBackend(model)
+    labels = manifest.classes.labels() or tuple(map(str, range(manifest.classes.count)))
+    batch = manifest.input.shape[0]
+    repeats = batch if isinstance(batch, int) else 1
+    predictions = []
+    for path, tensor in zip(images, tensors, strict=True):
+        logits = next(iter(backend.run(np.repeat(tensor, repeats, axis=0)).values()))[0]
+        if logits.ndim != 1:
+            raise UsageError(f"{model}: gives logits of shape {logits.shape} per image, one per token.")
+        exponentials = np.exp(logits - logits.max())
+        probabilities = exponentials / exponentials.sum()
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        scores = tuple(ClassScore(int(i), labels[i], float(probabilities[i])) for i in best)
+        predictions.append(Prediction(str(path), scores))
+    return predictions
