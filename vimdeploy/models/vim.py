@@ -58,8 +58,8 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, dim: int, pt_seq_len: int, ft_seq_len: int) -> None:
         super().__init__()
         half = dim // 2
-        frequencies = 10000.0 ** (-torch.arange(0, half, 2).float() / half)
-        positions = torch.arange(ft_seq_len).float() / ft_seq_len * pt_seq_len
+        frequencies = 1.0 / 10000.0 ** (torch.arange(0, half, 2).float() / half)
+        positions = torch.arange(ft_seq_len) / ft_seq_len * pt_seq_len
         angles = torch.outer(positions, frequencies).repeat_interleave(2, dim=-1)
         rows = angles[:, None].expand(-1, ft_seq_len, -1)
         columns = angles[None].expand(ft_seq_len, -1, -1)
