@@ -15,7 +15,7 @@ from vimdeploy.errors import ArtifactError, MissingDependencyError
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.vim import VisionMamba
+    from vimdeploy.graph.export import FamilyModel
 
 Array = npt.NDArray[np.float32]
 
@@ -29,7 +29,7 @@ class Backend(Protocol):
         ...
 
     def run(self, images: Array) -> dict[str, Array]:
-        """Map (B, C, H, W) float32 images to the outputs by name; the first one is the task's."""
+        """Map (B, C, H, W) float32 images to the outputs by name, the task's first."""
         ...
 
 
@@ -38,21 +38,21 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, model: VisionMamba, task: str, *, taps: bool = False) -> None:
+    def __init__(self, model: FamilyModel, task: str, *, taps: bool = False) -> None:
         """Hold a model in eval mode.
 
         Args:
             model: with the official parameters.
-            task: ``classify``, ``features`` or ``tokens``.
-            taps: also return residual and hidden of every block.
+            task: one of :data:`vimdeploy.models.tasks.TASKS`.
+            taps: also return the inner values of every block.
 
         """
-        from vimdeploy.graph.export import TASK_OUTPUTS, TappedModel, tap_names
-        from vimdeploy.models.vim import fold
+        from vimdeploy.graph.export import TappedModel
+        from vimdeploy.models.folding import fold
 
         # Inner values are those of the folded form, which is what is exported; the plain form is the better reference.
         self._model = TappedModel(fold(model) if taps else model, task)
-        self._names = [TASK_OUTPUTS[task], *(tap_names(self._model.taps) if taps else [])]
+        self._names = [*self._model.outputs, *(self._model.taps if taps else [])]
 
     def run(self, images: Array) -> dict[str, Array]:
         """Compute the outputs; see :class:`Backend`."""
