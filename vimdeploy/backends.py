@@ -102,6 +102,8 @@ class OnnxBackend:
             ) from error
         self._source = source
         self._input = self._session.get_inputs()[0].name
+        # A model converted with half-precision inputs and outputs keeps the float32 face here.
+        self._dtype = np.float16 if self._session.get_inputs()[0].type == "tensor(float16)" else np.float32
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -112,12 +114,12 @@ class OnnxBackend:
     def run(self, images: Array) -> dict[str, Array]:
         """Compute the outputs; see :class:`Backend`."""
         try:
-            outputs = self._session.run(self._outputs, {self._input: images})
+            outputs = self._session.run(self._outputs, {self._input: images.astype(self._dtype, copy=False)})
         except Exception as error:
             raise ArtifactError(
                 f"{self._source}: ONNX Runtime cannot run it on {images.shape}: {str(error).splitlines()[0]}"
             ) from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        return {n: y.astype(np.float32, copy=False) for n, y in zip(self._outputs, outputs, strict=True)}
 
 
 def require(module: str, extra: str, purpose: str) -> None:
@@ -159,7 +161,6 @@ def _with_outputs(model: Path | onnx.ModelProto, names: Sequence[str]) -> onnx.M
     copy = onnx.ModelProto()
     copy.CopyFrom(read_onnx(model) if isinstance(model, Path) else model)
     known = {name for node in copy.graph.node for name in node.output} - {o.name for o in copy.graph.output}
-    copy.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name in known
-    )
+    # Without a type, ONNX Runtime takes the one it infers: float16 inside a converted model.
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name in known)
     return copy

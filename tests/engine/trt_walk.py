@@ -14,7 +14,8 @@ from pathlib import Path
 
 import trt_double
 
-from vimdeploy.engine import boundary, trt
+from vimdeploy.engine import boundary, plugin, trt
+from vimdeploy.graph import contract
 
 
 class _Weights:
@@ -63,7 +64,7 @@ def walk(api: types.ModuleType, flavour: trt.Flavour) -> None:
     assert (built.timing_cache is not None) == plugins
     walk_refusals(tensorrt, network, config)
     if plugins:
-        walk_plugins(tensorrt)
+        walk_plugins(tensorrt, [creator(api, name) for name in contract.OPS])
     walk_runtime(tensorrt, messages, plugins)
     logger = trt._logger(api, messages)
     logger.log(api.ILogger.Severity.ERROR, "told")
@@ -84,11 +85,14 @@ def walk_refusals(tensorrt: trt.TensorRt, network: trt.Network, config: boundary
     assert problems[0].code == "SUCCESS"
 
 
-def walk_plugins(tensorrt: trt.TensorRt) -> None:
-    registry = tensorrt.plugins()
-    registry.unload(registry.load_library("libplugin.so"))
-    assert registry.has("SelectiveScan", "1", "vimdeploy")
-    assert registry.creators()
+def walk_plugins(tensorrt: trt.TensorRt, creators: list[object]) -> None:
+    """plugin.py gets the API from trt.py: what it does with the registry is held to the bindings as well."""
+    info = plugin.BuildInfo("1", "hash", tensorrt.version, "13.0", ("89",))
+    library = plugin.PluginLibrary(Path("libvimdeploy_plugin.so"), plugin.Origin.ARGUMENT, info, is_current=True)
+    plugin.find_library = lambda *_, **__: library  # type: ignore[assignment]
+    loads = iter([[], creators])
+    RESULTS["IPluginRegistry.all_creators"] = lambda _: next(loads)
+    assert plugin.load_library(tensorrt.api) is library
 
 
 def walk_runtime(tensorrt: trt.TensorRt, messages: boundary.Messages, plugins: bool) -> None:
@@ -103,6 +107,12 @@ def walk_runtime(tensorrt: trt.TensorRt, messages: boundary.Messages, plugins: b
     assert context.shape("logits") == (1, 2)
     assert context.bind("images", 4096)
     assert context.enqueue(7)
+
+
+def creator(api: types.ModuleType, name: str) -> object:
+    made = api.IPluginCreatorV3One.__new__(api.IPluginCreatorV3One)
+    vars(made).update(_name=name, _plugin_version=contract.PLUGIN_VERSION, _plugin_namespace=contract.PLUGIN_NAMESPACE)
+    return made
 
 
 class Recorder:
@@ -131,7 +141,6 @@ def main(package: str, flavour: str) -> None:
     RESULTS["ICudaEngine.get_tensor_mode"] = lambda _: bindings.TensorIOMode.INPUT
     RESULTS["ICudaEngine.get_tensor_profile_shape"] = lambda _: [(1, 2)] * 3
     api = trt_double.double(bindings, RESULTS)  # type: ignore[arg-type]
-    RESULTS["IPluginRegistry.all_creators"] = lambda _: [api.IPluginCreatorV3One.__new__(api.IPluginCreatorV3One)]
     RESULTS["get_plugin_registry"] = lambda: api.IPluginRegistry.__new__(api.IPluginRegistry)
     path = Path(trt.__file__)
     reached: set[int] = set()

@@ -42,7 +42,7 @@ class Branch:
 
 _SAME = "as TensorRT 10"
 BRANCHES: tuple[Branch, ...] = (
-    Branch("PluginRegistry", "plugin library loaded, checked, unloaded", _SAME, "takes no plugins: functions inlined"),
+    Branch("TensorRt", "api goes to plugin.load_library before a parse", _SAME, "takes no plugins: functions inlined"),
     Branch("_prefer_plugins", "parser flag from 10.9 on, else a no-op", "flag always there", "never called"),
     Branch("_set_target", "the GPU of this machine", _SAME, "a list of compute capabilities, no GPU needed"),
     Branch("_set_portability", "version- and hardware-compatible plans, plugins inside", _SAME, "never called"),
@@ -61,14 +61,10 @@ _REMEDIES = {
 }
 
 
-def installed() -> dict[Flavour, str]:
-    """Return the version of every flavour that can be imported here."""
-    found = {}
-    for flavour in Flavour:
-        module, _ = _import(flavour)
-        if module is not None:
-            found[flavour] = str(module.__version__)
-    return found
+def installed_version(flavour: Flavour | str) -> str | None:
+    """Return the version of one flavour, or None where it cannot be imported here."""
+    module, _ = _import(Flavour(flavour))
+    return None if module is None else str(module.__version__)
 
 
 @cache
@@ -115,10 +111,6 @@ class TensorRt:
         members = getattr(self.api, "ComputeCapability", None)
         return tuple(f"sm_{n[2:]}" for n in members.__members__ if n.startswith("SM")) if members else ()
 
-    def plugins(self) -> PluginRegistry:
-        """Return the registry that the builder and the runtime of this process share."""
-        return PluginRegistry(self.api.get_plugin_registry())
-
     def parse(self, model: bytes, messages: Messages) -> tuple[Network | None, list[ParseProblem]]:
         """Parse a serialised ONNX model into a strongly typed network; None and the problems where that fails."""
         logger = _logger(self.api, messages)
@@ -138,29 +130,6 @@ class TensorRt:
         runtime: trt.Runtime = self.api.Runtime(logger)
         _host_code(runtime, host_code)
         return Runtime(self, logger, runtime)
-
-
-class PluginRegistry:
-    """TensorRT's plugin registry: only TensorRT and the lean runtime have a use for it."""
-
-    def __init__(self, registry: trt.IPluginRegistry) -> None:
-        self._registry = registry
-
-    def load_library(self, path: str) -> Any:
-        """Load a plugin library; returns the handle that :meth:`unload` takes. The library must export getCreators."""
-        return self._registry.load_library(path)
-
-    def unload(self, handle: Any) -> None:
-        """Unload a library. Every plugin it made must be gone."""
-        self._registry.deregister_library(handle)
-
-    def has(self, name: str, version: str, namespace: str) -> bool:
-        """Return whether some library registered this creator."""
-        return self._registry.get_creator(name, version, namespace) is not None
-
-    def creators(self) -> list[tuple[str, str, str]]:
-        """Return name, version and namespace of every creator."""
-        return [(c.name, c.plugin_version, c.plugin_namespace) for c in self._registry.all_creators]
 
 
 class Network:

@@ -73,6 +73,9 @@ FOLLOW = frozenset(
 )
 """Ops that only move values: half where every value they move is half already, so that no Cast is added for them."""
 
+_TYPELESS = ("Shape", "Size")
+"""Ops that look at no value."""
+
 _BIASED = ("MatMul",)
 """``Add`` of a constant to one of these is its bias and goes down with it, or the sum would cost two Casts."""
 
@@ -209,6 +212,8 @@ class _Pass:
         return self.report
 
     def _visit(self, node: ir.Node) -> None:
+        if node.op_type in _TYPELESS and not node.domain:
+            return
         rule = self._rule(node)
         if rule is None:
             for index, value in enumerate(node.inputs):
