@@ -15,9 +15,11 @@ from vimdeploy.backends import OnnxBackend, read_onnx
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.files import check_writable, sha256_bytes, write_all
 from vimdeploy.graph.check import check_model
+from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import PRECISIONS, Policy, Report, convert_model
 from vimdeploy.images import synthetic_images
 from vimdeploy.manifest import Manifest, manifest_path, read_manifest
+from vimdeploy.models.recipe import ParityContract
 from vimdeploy.verify.metrics import Metrics, compare
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class Converted:
     model: onnx.ModelProto
     report: Report
     metrics: Metrics | None
-    """Against the float32 model in ONNX Runtime; None where it was left out or cannot run (BF16 on a CPU)."""
+    """Against the float32 model in ONNX Runtime, every half-precision value rounded; None where it was left out."""
 
 
 def convert(path: Path, output: Path, request: ConvertRequest, say: Say) -> Converted:
@@ -55,7 +57,7 @@ def convert(path: Path, output: Path, request: ConvertRequest, say: Say) -> Conv
     Raises:
         ArtifactError: the file or its manifest is missing, corrupt or foreign.
         UsageError: the model is in half precision already, or a pattern matches no node.
-        VerificationError: the FP16 model does not keep the recipe's contract; nothing is written.
+        VerificationError: the converted model does not keep the recipe's contract; nothing is written.
 
     """
     check_writable(output)
@@ -89,26 +91,30 @@ def convert_in_memory(
     result, report = convert_model(model, precision, policy, ranges=ranges, half_io=request.half_io)
     check_model(result, source, allow_reversal=True)
     metrics = None
-    if request.verify and images is not None and manifest is not None and precision.name == "fp16":
+    if request.verify and images is not None and manifest is not None:
         say("Comparing with float32 in ONNX Runtime")
-        metrics = _compare(model, result, images, manifest)
+        metrics = _compare(model, result, precision.name, images, manifest)
         if not metrics.passed:
             raise VerificationError(
-                f"{source}: the FP16 model does not compute what the float32 model computes: "
+                f"{source}: the {precision.name} model does not compute what the float32 model computes: "
                 f"{'; '.join(metrics.violations)}.",
-                hint="Nothing was written. Try --bf16, or keep nodes in float32 with --keep PATTERN.",
+                hint="Keep nodes in float32 with --keep PATTERN, or take what was measured with --no-verify.",
             )
     return Converted(result, report, metrics)
 
 
-def _compare(model: onnx.ModelProto, result: onnx.ModelProto, images: Images, manifest: Manifest) -> Metrics:
+def _compare(
+    model: onnx.ModelProto, result: onnx.ModelProto, precision: str, images: Images, manifest: Manifest
+) -> Metrics:
+    """Compare a converted model, rounded as a GPU would, with the float32 one."""
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     batch = fixed or len(images)
-    reference, candidate = OnnxBackend(model), OnnxBackend(result)
+    reference, candidate = OnnxBackend(model), OnnxBackend(emulate(result))
     images = np.resize(images, (-(-len(images) // batch) * batch, *images.shape[1:]))
     parts = [images[i : i + batch] for i in range(0, len(images), batch)]
     a, b = (np.concatenate([next(iter(backend.run(p).values())) for p in parts]) for backend in (candidate, reference))
-    return compare(a, b, manifest.contract.fp16, classes=manifest.model.task == "classify")
+    contract: ParityContract = getattr(manifest.contract, precision)
+    return compare(a, b, contract, classes=manifest.model.task == "classify")
 
 
 def converted_manifest(manifest: Manifest, converted: Converted, content: bytes) -> Manifest:

@@ -19,7 +19,8 @@ from vimdeploy.convert import ConvertRequest, convert, convert_in_memory
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.graph import contract
 from vimdeploy.graph.check import check_model
-from vimdeploy.graph.precision import BF16, FP16, POLICY, Policy, Rule, convert_model, policy_table
+from vimdeploy.graph.emulate import emulate
+from vimdeploy.graph.precision import BF16, FP16, POLICY, Policy, Precision, Rule, convert_model, policy_table
 from vimdeploy.graph.precision import convert as lower
 from vimdeploy.manifest import read_manifest
 from vimdeploy.verify.ranges import measure
@@ -84,7 +85,7 @@ def test_fp16_costs_little_more_than_its_weights_do(vim_ti: Path) -> None:
             value = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     floor = relative_rms(run(rounded, golden["images"]), golden["logits"])
-    error = relative_rms(run(converted, golden["images"]), golden["logits"])
+    error = relative_rms(run(emulate(converted), golden["images"]), golden["logits"])
     print(f"relative RMS of the logits: FP16 {error:.2e}, weights alone {floor:.2e}")
     assert floor < error <= 2 * floor
     assert error <= 8e-3
@@ -104,6 +105,24 @@ def test_a_golden_model_keeps_the_contract_in_fp16(tiny: Path, tmp_path: Path) -
     assert (tmp_path / "half.onnx").stat().st_size < 0.7 * tiny.stat().st_size
     golden = np.load(DATA / "cls_tiny.npz")
     np.testing.assert_allclose(run(converted.model, golden["images"]), golden["logits"], atol=2e-2)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [(FP16, 3e-3), (BF16, 3e-2)], ids=lambda p: getattr(p, "name", ""))
+def test_emulation_rounds_every_half_value_and_nothing_else(
+    tiny_model: onnx.ModelProto, precision: Precision, bound: float
+) -> None:
+    converted, _ = convert_model(tiny_model, precision)
+    emulated = emulate(converted)
+    check_model(emulated, "emulated")
+    known = {v.name: v for v in (*emulated.graph.input, *emulated.graph.output)}
+    assert all(v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for v in known.values())
+    names = ["block.1.hidden", "block.1.residual", "causal_conv1d_1", "selective_scan_2"]
+    values = OnnxBackend(emulated, taps=names).run(images())
+    for name in names:
+        array = values[name].astype(np.float32)
+        rounded = array.astype(precision.dtype.numpy()).astype(np.float32)
+        assert np.array_equal(array, rounded) == (name != "block.1.residual"), name
+    assert 1e-5 < relative_rms(values["logits"], run(tiny_model, images())) < bound
 
 
 def test_half_inputs_and_outputs_on_request(tiny_model: onnx.ModelProto) -> None:
@@ -175,9 +194,9 @@ def test_activations_out_of_range_are_found_on_samples(tiny_model: onnx.ModelPro
     converted, report = convert_model(loud, FP16, ranges=measure(loud, images()))
     assert {k.op for k in report.kept} == {"MatMul"}
     assert "output block.2.hidden reaches" in report.kept[0].reason
-    assert np.isfinite(run(converted, images())).all()
+    assert np.isfinite(run(emulate(converted), images())).all()
     blind, _ = convert_model(loud, FP16)
-    assert not np.isfinite(run(blind, images())).all(), "without the measurement this would have overflowed"
+    assert not np.isfinite(run(emulate(blind), images())).all(), "without the measurement this overflows on a GPU"
 
 
 def test_what_cannot_be_converted_is_refused(tiny_model: onnx.ModelProto) -> None:
