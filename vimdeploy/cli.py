@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vimdeploy import __version__
+from vimdeploy import __version__, cli_engine
 from vimdeploy.console import errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 
@@ -204,6 +204,9 @@ def recipes(as_json: JsonFlag = False) -> None:
         for r in known
     ]
     table("Recipes", ("name", "model", "parameters", "image", "classes", "checkpoint"), rows)
+
+
+cli_engine.register(app)
 
 
 def _stages(update: Any) -> Stage:
