@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -83,6 +85,7 @@ def interruptible(work: Callable[[Progress], T], tracker: Tracker) -> T:
     """
     result: list[T] = []
     failure: list[BaseException] = []
+    threads = _native_threads()
 
     def run() -> None:
         try:
@@ -101,8 +104,28 @@ def interruptible(work: Callable[[Progress], T], tracker: Tracker) -> T:
         except KeyboardInterrupt:
             interrupted = True
             tracker.cancel()
+    if tracker.cancelled:
+        _settle(threads)
     if interrupted:
         raise KeyboardInterrupt
     if failure:
         raise failure[0]
     return result[0]
+
+
+def _native_threads() -> int:
+    """Return how many threads the process has, also those that Python does not know; 0 where that is not told."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 0
+
+
+def _settle(threads: int, seconds: float = 10.0) -> None:
+    """Wait until TensorRT's own threads are gone: a cancelled build returns before they do.
+
+    They still log through Python, and would crash a process that exits meanwhile.
+    """
+    deadline = time.monotonic() + seconds
+    while _native_threads() > threads and time.monotonic() < deadline:
+        time.sleep(0.02)
