@@ -22,6 +22,14 @@ test: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+# Outside the gate: the oldest torch and a newer Python than the ones pinned. Needs COMPAT_PYTHON and some gigabytes.
+COMPAT_PYTHON ?= python3.12
+test-compat:
+	$(COMPAT_PYTHON) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install --quiet 'torch==2.11.*'
+	.venv-compat/bin/python -m pip install --quiet --editable '.[export,ort,dev]'
+	.venv-compat/bin/pytest $(PYTEST_ARGS)
+
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

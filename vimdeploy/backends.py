@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """The PyTorch model, float32, with the custom ops of this package."""
+    """The PyTorch model, float32, with the custom ops of this package, on a GPU where there is one."""
 
     name = "torch"
 
@@ -47,9 +48,14 @@ class TorchBackend:
             taps: also return the inner values of every block.
 
         """
+        import torch
+
         from vimdeploy.graph.export import TappedModel
         from vimdeploy.models.folding import fold
 
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self._device == "cuda":
+            model = copy.deepcopy(model).to(self._device)  # the caller's model stays where it is
         # Inner values are those of the folded form, which is what is exported; the plain form is the better reference.
         self._model = TappedModel(fold(model) if taps else model, task)
         self._names = [*self._model.outputs, *(self._model.taps if taps else [])]
@@ -58,9 +64,11 @@ class TorchBackend:
         """Compute the outputs; see :class:`Backend`."""
         import torch
 
-        with torch.no_grad():
-            outputs = self._model(torch.from_numpy(np.ascontiguousarray(images)))
-        return {name: output.float().numpy() for name, output in zip(self._names, outputs, strict=False)}
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
+        # A reference in TF32, cuDNN's default for convolutions, would be no reference.
+        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+            outputs = self._model(batch)
+        return {name: output.float().cpu().numpy() for name, output in zip(self._names, outputs, strict=False)}
 
 
 class OnnxBackend:

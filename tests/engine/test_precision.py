@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import DATA, relative_rms
+from exports import DATA, relative_rms
 from onnx import helper, numpy_helper
 
 from vimdeploy.backends import OnnxBackend

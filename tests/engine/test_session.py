@@ -97,7 +97,7 @@ def test_an_onnx_session_has_the_face_of_a_session(tiny: Path) -> None:
 
 
 def test_a_fixed_batch_is_filled_up(tiny: Path, tmp_path: Path) -> None:
-    from conftest import DATA, export
+    from exports import DATA, export
 
     fixed = export(DATA / "cls_tiny.pth", tmp_path / "fixed.onnx", batch=4)
     with OnnxSession(fixed) as session, OnnxSession(tiny) as free:
