@@ -6,7 +6,7 @@ import copy
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from vimdeploy.errors import ArtifactError, MissingDependencyError
 if TYPE_CHECKING:
     import onnx
 
+    from vimdeploy.engine.device_session import Face
     from vimdeploy.graph.export import FamilyModel
 
 Array = npt.NDArray[np.float32]
@@ -128,6 +129,35 @@ class OnnxBackend:
                 f"{self._source}: ONNX Runtime cannot run it on {images.shape}: {str(error).splitlines()[0]}"
             ) from error
         return {n: y.astype(np.float32, copy=False) for n, y in zip(self._outputs, outputs, strict=True)}
+
+
+class SessionBackend:
+    """A session (``vimdeploy.load``): a TensorRT plan, or an ONNX file with the same face."""
+
+    def __init__(self, session: Face, name: str = "TensorRT") -> None:
+        """Hold an open session; it stays the caller's to close."""
+        self.name = name
+        self._session = session
+
+    def run(self, images: Array) -> dict[str, Array]:
+        """Compute the outputs in the session's own types; see :class:`Backend`."""
+        tensor = self._session.inputs[0]
+        if tensor.dtype == "bfloat16":
+            import ml_dtypes
+
+            outputs = self._session.run({tensor.name: images.astype(ml_dtypes.bfloat16).view(np.uint16)})
+        else:
+            outputs = self._session.run({tensor.name: np.ascontiguousarray(images.astype(tensor.dtype, copy=False))})
+        return {t.name: _as_float(outputs[t.name], t.dtype) for t in self._session.outputs}
+
+
+def _as_float(array: Any, dtype: str) -> Array:
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        array = array.view(ml_dtypes.bfloat16)
+    result: Array = array.astype(np.float32, copy=False)
+    return result
 
 
 def require(module: str, extra: str, purpose: str) -> None:

@@ -129,11 +129,19 @@ def verify(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be repeated.")] = None,
     atol: Annotated[float | None, typer.Option(min=0, help="With --rtol: replaces the recipe's contract.")] = None,
     rtol: Annotated[float | None, typer.Option(min=0, help="|a - b| <= atol + rtol * |b|.")] = None,
+    ladder: Annotated[
+        bool, typer.Option("--ladder", help="Every form this machine can run: torch, ONNX, engines, both precisions.")
+    ] = False,
+    engine: Annotated[list[Path] | None, typer.Option(help="Plan for the ladder; may be repeated.")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="The ladder's half precision is BF16, not FP16.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON; - prints it.")] = None,
 ) -> None:
-    """Prove that an ONNX file computes what the PyTorch model computes; exit code 1 if it does not."""
+    """Prove that an ONNX file or a plan computes what the PyTorch model computes; exit code 1 if it does not."""
     from vimdeploy.backends import require
 
+    if ladder or engine or cli_engine.is_plan(model):
+        cli_engine.verify_ladder(model, checkpoint, images, samples, engine or [], bf16, json_file)
+        return
     require("torch", "export", "vimdeploy verify")
     from vimdeploy import pipeline
     from vimdeploy.files import write_all

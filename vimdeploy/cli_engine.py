@@ -137,6 +137,58 @@ def build_engine(
     _show_built(made)
 
 
+def is_plan(path: Path) -> bool:
+    """Whether a file is named like a TensorRT plan."""
+    return path.suffix in (".engine", ".plan", ".trt")
+
+
+def verify_ladder(
+    model: Path,
+    checkpoint: Path | None,
+    images: Path | None,
+    samples: int,
+    engines: list[Path],
+    bf16: bool,
+    json_file: Path | None,
+) -> None:
+    """Climb the ladder and print it; exit code 1 where a rung breaks its contract."""
+    from vimdeploy.files import write_all
+    from vimdeploy.ladder import raise_unless_climbed
+    from vimdeploy.ladder import verify_ladder as climb
+    from vimdeploy.pipeline import VerifyRequest
+
+    request = VerifyRequest(checkpoint, images, samples)
+
+    with progress("Verifying") as update:
+
+        def stage(name: str) -> Any:
+            _say_stage(name)
+            return update
+
+        report = climb(model, tuple(engines), request, "bf16" if bf16 else "fp16", stage)
+    if json_file == Path("-"):
+        print_json(report.to_dict())
+    else:
+        rows = []
+        for rung in report.rungs:
+            a, b = rung.against_first, rung.against_previous
+            numbers = (f"{a.relative_rms:.1e}", f"{a.cosine:.6f}", _share(a.top1)) if a else ("", "", "")
+            rows.append((rung.name, rung.status, *numbers, f"{b.relative_rms:.1e}" if b else "", rung.reason))
+        columns = ("rung", "status", "rel. RMS", "cosine", "top-1", "to the one before", "")
+        table(f"{model} on {report.samples} images, against the first rung", columns, rows)
+    if json_file not in (None, Path("-")):
+        import json
+
+        write_all({json_file: (json.dumps(report.to_dict(), indent=2) + "\n").encode()})
+        say(f"wrote {json_file}")
+    raise_unless_climbed(report, str(model))
+    say(report.verdict())
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
 class _Bar:
     """Shows TensorRT's progress in per cent."""
 
