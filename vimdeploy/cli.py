@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vimdeploy import __version__
+from vimdeploy import __version__, cli_engine
 from vimdeploy.console import errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 
@@ -140,11 +140,19 @@ def verify(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be repeated.")] = None,
     atol: Annotated[float | None, typer.Option(min=0, help="With --rtol: replaces the recipe's contract.")] = None,
     rtol: Annotated[float | None, typer.Option(min=0, help="|a - b| <= atol + rtol * |b|.")] = None,
+    ladder: Annotated[
+        bool, typer.Option("--ladder", help="Every form this machine can run: torch, ONNX, engines, both precisions.")
+    ] = False,
+    engine: Annotated[list[Path] | None, typer.Option(help="Plan for the ladder; may be repeated.")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="The ladder's half precision is BF16, not FP16.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON; - prints it.")] = None,
 ) -> None:
-    """Prove that an ONNX file computes what the PyTorch model computes; exit code 1 if it does not."""
+    """Prove that an ONNX file or a plan computes what the PyTorch model computes; exit code 1 if it does not."""
     from vimdeploy.backends import require
 
+    if ladder or engine or cli_engine.is_plan(model):
+        cli_engine.verify_ladder(model, checkpoint, images, samples, engine or [], bf16, json_file)
+        return
     require("torch", "export", "vimdeploy verify")
     from vimdeploy import pipeline
     from vimdeploy.files import write_all
@@ -277,6 +285,9 @@ def demo(
     say(f"Next: vimdeploy predict {made.exported.path} {example}")
 
 
+cli_engine.register(app)
+
+
 def _stages(update: Any) -> Stage:
     """Return a stage callback that reports to a progress bar."""
 
@@ -285,41 +296,6 @@ def _stages(update: Any) -> Stage:
         return update
 
     return stage
-
-
-@app.command("build-plugin")
-def build_plugin(
-    arch: Annotated[
-        str | None, typer.Option(help="GPU architectures, as in sm_89,sm_90, or native; default: Turing and newer.")
-    ] = None,
-    tensorrt_include: Annotated[
-        Path | None, typer.Option(help="Folder with NvInferRuntime.h; default: TENSORRT_ROOT, then the system's.")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Compilers at work at once; default: one per core.")] = None,
-    kernels_only: Annotated[
-        bool, typer.Option("--kernels-only", help="Only the kernels for PyTorch: needs nothing of TensorRT.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build again what is already in the cache.")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Build the TensorRT plugin library on this machine, into the cache."""
-    from vimdeploy.engine import plugin
-
-    names = [name.strip() for name in arch.split(",")] if arch is not None else []
-    with progress("Building the plugin library", "steps") as update:
-        path = plugin.build_plugin(
-            names,
-            tensorrt_include,
-            kernels_only=kernels_only,
-            jobs=jobs,
-            force=force,
-            progress=lambda done, total, _: update(done, total),
-        )
-    info = {} if kernels_only else vars(plugin.read_info(path))
-    if as_json:
-        print_json({"library": str(path), **info})
-        return
-    say(f"{path}" + "".join(f"; {name.replace('_', ' ')} {value}" for name, value in info.items()))
 
 
 def _show_model(model: ModelInfo) -> None:
