@@ -15,8 +15,8 @@ from vimdeploy.verify.ladder import LadderReport, climb
 from vimdeploy.verify.rungs import Subject, engine_source, make_rungs
 
 if TYPE_CHECKING:
-    from vimdeploy.models.families import FamilyModel
     from vimdeploy.manifest import Manifest
+    from vimdeploy.models.families import FamilyModel
     from vimdeploy.pipeline import Stage
 
 PLAN_SUFFIXES = (".engine", ".plan", ".trt")
