@@ -155,7 +155,7 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
     batches = request.batches or _default_batches(onnx_model)
     images = _sample_images(manifest.preprocessing, request)
     report = verify_onnx(
-        onnx_model, loaded.model, manifest.model.task, images, batches, parity, stage("Verifying in ONNX Runtime")
+        path, loaded.model, manifest.model.task, images, batches, parity, stage("Verifying in ONNX Runtime")
     )
     try:
         check_model(onnx_model, str(path), allow_reversal=loaded.config.flips_sequence)
