@@ -16,7 +16,7 @@ from vimdeploy.errors import ArtifactError, MissingDependencyError
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.graph.export import FamilyModel
+    from vimdeploy.models.families import FamilyModel
 
 Array = npt.NDArray[np.float32]
 

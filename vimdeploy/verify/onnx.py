@@ -18,7 +18,7 @@ from vimdeploy.verify.metrics import Metrics, compare, relative_rms
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.graph.export import FamilyModel
+    from vimdeploy.models.families import FamilyModel
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
