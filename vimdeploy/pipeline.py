@@ -158,7 +158,7 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
     batches = request.batches or _default_batches(onnx_model)
     images = sample_images(manifest.preprocessing, request)
     # ONNX Runtime's CPU drops roundings between half-precision nodes that a GPU makes.
-    runnable = onnx_model if precision == "fp32" else emulate(onnx_model)
+    runnable = path if precision == "fp32" else emulate(onnx_model)
     report = verify_onnx(
         runnable, loaded.model, manifest.model.task, images, batches, parity, stage("Verifying in ONNX Runtime")
     )
