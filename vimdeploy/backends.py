@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
     from vimdeploy.engine.device_session import Face
-    from vimdeploy.graph.export import FamilyModel
+    from vimdeploy.models.families import FamilyModel
 
 Array = npt.NDArray[np.float32]
 

@@ -50,10 +50,10 @@ class CheckpointInfo(_Section):
     """Where the weights came from."""
 
     file: str
-    """Relative to the artifact's folder."""
+    """Relative to the artifact's folder; empty for random weights."""
     sha256: str
     weights: str
-    """``model`` or ``ema``."""
+    """``model``, ``ema`` or ``random``."""
 
 
 class OnnxInfo(_Section):

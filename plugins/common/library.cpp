@@ -10,7 +10,7 @@ namespace
 {
 
 using VersionFunction = int32_t (*)();
-using LoggerFunction = void* (*) ();
+using LoggerFunction = void* (*)();
 
 //! getInferLibVersion() is major * 10000 + minor * 100 + patch since TensorRT 10.
 constexpr int32_t kMAJOR_FACTOR{10000};
@@ -28,8 +28,7 @@ void* find(char const* name) noexcept
     {
         return symbol;
     }
-    for (char const* file :
-        {"libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer_lean.so.11", "libnvinfer_lean.so.10"})
+    for (char const* file : {"libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer_lean.so.11", "libnvinfer_lean.so.10"})
     {
         if (void* const handle = dlopen(file, RTLD_NOLOAD | RTLD_LAZY | RTLD_LOCAL))
         {

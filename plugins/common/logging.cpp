@@ -25,7 +25,7 @@ void* findLogger(int32_t& major)
     {
         void* const untyped = finder;
         major = majorOf(finder);
-        logger = major == abi::kHEADER_MAJOR       ? finder->findLogger()
+        logger = major == abi::kHEADER_MAJOR  ? finder->findLogger()
             : major >= abi::kNEW_LAYOUT_MAJOR ? static_cast<abi::LoggerFinder11*>(untyped)->findLogger()
                                               : static_cast<abi::LoggerFinder10*>(untyped)->findLogger();
     }

@@ -143,8 +143,8 @@ void OpPlugin::checkDescriptors(DynamicPluginTensorDesc const* in, DynamicPlugin
         PluginTensorDesc const& desc = i < nbInputs ? in[i].desc : out->desc;
         if (desc.format != nvinfer1::TensorFormat::kLINEAR)
         {
-            refuse("%s has tensor format %d, expected LINEAR",
-                (i < nbInputs ? mSpec->inputs[i] : mSpec->output).name, static_cast<int32_t>(desc.format));
+            refuse("%s has tensor format %d, expected LINEAR", (i < nbInputs ? mSpec->inputs[i] : mSpec->output).name,
+                static_cast<int32_t>(desc.format));
         }
         types[i] = desc.type;
     }

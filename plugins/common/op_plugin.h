@@ -35,10 +35,11 @@ struct LaunchArguments
     int32_t tactic; //!< 0 lets the op choose by shape
 };
 
-class OpPlugin : public nvinfer1::IPluginV3,
-                 public nvinfer1::IPluginV3OneCore,
-                 public nvinfer1::IPluginV3OneBuild,
-                 public nvinfer1::IPluginV3OneRuntime
+class OpPlugin
+    : public nvinfer1::IPluginV3
+    , public nvinfer1::IPluginV3OneCore
+    , public nvinfer1::IPluginV3OneBuild
+    , public nvinfer1::IPluginV3OneRuntime
 {
 public:
     //! \param layer the layer's name, for messages only; may be null.
@@ -57,10 +58,10 @@ public:
     // IPluginV3OneBuild
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs,
-        nvinfer1::DataType const* inputTypes, int32_t nbInputs) const noexcept override;
-    int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
-        nvinfer1::DimsExprs const* shapeInputs, int32_t nbShapeInputs, nvinfer1::DimsExprs* outputs, int32_t nbOutputs,
+    int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs, nvinfer1::DataType const* inputTypes,
+        int32_t nbInputs) const noexcept override;
+    int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs, nvinfer1::DimsExprs const* shapeInputs,
+        int32_t nbShapeInputs, nvinfer1::DimsExprs* outputs, int32_t nbOutputs,
         nvinfer1::IExprBuilder& exprBuilder) noexcept override;
     bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
         int32_t nbOutputs) noexcept override;
@@ -74,8 +75,8 @@ public:
 
     // IPluginV3OneRuntime
     int32_t setTactic(int32_t tactic) noexcept override;
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::PluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
+    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs, nvinfer1::PluginTensorDesc const* out,
+        int32_t nbOutputs) noexcept override;
     int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
     nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
@@ -124,7 +125,8 @@ private:
     Symbols symbolsOf(nvinfer1::DynamicPluginTensorDesc const* in, nvinfer1::DynamicPluginTensorDesc const* out,
         nvinfer1::Dims nvinfer1::DynamicPluginTensorDesc::* corner) const;
 
-    void checkDescriptors(nvinfer1::DynamicPluginTensorDesc const* in, nvinfer1::DynamicPluginTensorDesc const* out) const;
+    void checkDescriptors(
+        nvinfer1::DynamicPluginTensorDesc const* in, nvinfer1::DynamicPluginTensorDesc const* out) const;
 
     OpSpec const* mSpec; //!< a constant of the library, not owned
     std::string mLayer;

@@ -41,7 +41,7 @@ struct Registrar
 {
     Registrar() noexcept
     {
-        using GetRegistry = void* (*) ();
+        using GetRegistry = void* (*)();
         void* const getRegistry = library::find("getPluginRegistry");
         int32_t const major = library::processMajor();
         if (getRegistry == nullptr || major == 0)

@@ -15,10 +15,11 @@ namespace vimdeploy
 char const* const kSOURCE_HASH{VIMDEPLOY_SOURCE_HASH};
 
 // A volatile-free constant that only a reader of the file uses would be dropped: "used" keeps it.
-[[gnu::used]] static char const kINFO[]{"vimdeploy-plugin-info{\"version\": \"" VIMDEPLOY_VERSION
-                                        "\", \"source_hash\": \"" VIMDEPLOY_SOURCE_HASH "\", \"tensorrt\": \""
-    VIMDEPLOY_TO_TEXT(NV_TENSORRT_MAJOR) "." VIMDEPLOY_TO_TEXT(NV_TENSORRT_MINOR) "\", \"cuda\": \"" VIMDEPLOY_CUDA_VERSION
-                                        "\", \"architectures\": \"" VIMDEPLOY_ARCHITECTURES "\"}"};
+[[gnu::used]] static char const kINFO[]{
+    "vimdeploy-plugin-info{\"version\": \"" VIMDEPLOY_VERSION "\", \"source_hash\": \"" VIMDEPLOY_SOURCE_HASH
+    "\", \"tensorrt\": \"" VIMDEPLOY_TO_TEXT(NV_TENSORRT_MAJOR) "." VIMDEPLOY_TO_TEXT(
+        NV_TENSORRT_MINOR) "\", \"cuda\": \"" VIMDEPLOY_CUDA_VERSION "\", \"architectures\": \"" VIMDEPLOY_ARCHITECTURES
+                           "\"}"};
 
 char const* const kBUILD_INFO{kINFO};
 

@@ -260,7 +260,7 @@ std::vector<ScanCase> scanCases(std::string const& grid)
         cases.push_back(makeCase(Walk::kVIM, DType::kFLOAT16, ScanVariant::kTHREAD_4, 1, 37, 24, 16, 12, true));
         cases.push_back(makeCase(Walk::kVMAMBA, DType::kFLOAT32, ScanVariant::kTHREAD_8, 1, 35, 33, 16, 6, false));
         cases.push_back(makeCase(
-            Walk::kVIM, DType::kFLOAT16, ScanVariant::kTHREAD_16, 1, 300, 8, 16, 12, true, Data::kSMALL_DT));
+            Walk::kVIM, DType::kFLOAT16, ScanVariant::kTHREAD_16, 1, 300, 8, 16, 12, false, Data::kSMALL_DT));
         return cases;
     }
     addWalks(cases);

@@ -92,7 +92,8 @@ ScanPlugin::ScanPlugin(OpSpec const& spec, bool isGated, FieldReader const& read
         }
         if (mColumnMajor[i] == 1 && mHeight < 1)
         {
-            refuse("attribute 'height' is %d, but group %zu is column-major and needs the height of its grid", mHeight, i);
+            refuse(
+                "attribute 'height' is %d, but group %zu is column-major and needs the height of its grid", mHeight, i);
         }
     }
 }
@@ -241,7 +242,8 @@ void ScanPlugin::launch(Symbols const& symbols, DataType type, LaunchArguments c
     if (status != cudaSuccess)
     {
         refuse("the launch of variant %d failed at B = %lld, L = %lld, E = %d: %s", static_cast<int32_t>(plan.variant),
-            static_cast<long long>(shape.batch), static_cast<long long>(shape.length), shape.channels, errorText(status));
+            static_cast<long long>(shape.batch), static_cast<long long>(shape.length), shape.channels,
+            errorText(status));
     }
 }
 

@@ -166,10 +166,10 @@ int32_t Tensors::nbInputs() const
 Tensors scanTensors(ScanSizes const& s, DataType type)
 {
     DataType const f32 = DataType::kFLOAT;
-    Tensors tensors{{{s.sharedU ? 1 : s.groups, s.batch, s.length, s.channels},
-                        {s.sharedXDbl ? 1 : s.groups, s.batch, s.length, s.rank + 2 * s.states},
-                        {s.groups, s.channels, s.states}, {s.groups, s.channels}, {s.groups, s.channels, s.rank},
-                        {s.groups, s.channels}},
+    Tensors tensors{
+        {{s.sharedU ? 1 : s.groups, s.batch, s.length, s.channels},
+            {s.sharedXDbl ? 1 : s.groups, s.batch, s.length, s.rank + 2 * s.states}, {s.groups, s.channels, s.states},
+            {s.groups, s.channels}, {s.groups, s.channels, s.rank}, {s.groups, s.channels}},
         {type, type, f32, f32, type, f32}};
     if (s.gated)
     {
@@ -183,7 +183,8 @@ Tensors scanTensors(ScanSizes const& s, DataType type)
 
 Tensors convTensors(int64_t batch, int64_t length, int64_t channels, int64_t width, int64_t groups, DataType type)
 {
-    return {{{batch, length, channels}, {groups, channels, width}, {groups, channels}, {groups, batch, length, channels}},
+    return {
+        {{batch, length, channels}, {groups, channels, width}, {groups, channels}, {groups, batch, length, channels}},
         {type, type, type, type}};
 }
 
@@ -198,7 +199,9 @@ namespace
 {
 
 //! A constant or an unknown, behind the interface that the header's inline methods call.
-class Expression : public nvinfer1::IDimensionExpr, public nvinfer1::apiv::VDimensionExpr
+class Expression
+    : public nvinfer1::IDimensionExpr
+    , public nvinfer1::apiv::VDimensionExpr
 {
 public:
     explicit Expression(int64_t value)
@@ -228,7 +231,9 @@ private:
 
 } // namespace
 
-class Expressions::Impl : public nvinfer1::IExprBuilder, public nvinfer1::apiv::VExprBuilder
+class Expressions::Impl
+    : public nvinfer1::IExprBuilder
+    , public nvinfer1::apiv::VExprBuilder
 {
 public:
     Impl()
@@ -242,8 +247,8 @@ public:
         return mExpressions.back().get();
     }
 
-    nvinfer1::IDimensionExpr const* operation(nvinfer1::DimensionOperation, nvinfer1::IDimensionExpr const&,
-        nvinfer1::IDimensionExpr const&) override
+    nvinfer1::IDimensionExpr const* operation(
+        nvinfer1::DimensionOperation, nvinfer1::IDimensionExpr const&, nvinfer1::IDimensionExpr const&) override
     {
         return constant(-1);
     }
@@ -286,7 +291,9 @@ int64_t Expressions::valueOf(nvinfer1::IDimensionExpr const* expression)
     return expression->isConstant() ? expression->getConstantValue() : -1;
 }
 
-class Listener::Finder : public nvinfer1::ILoggerFinder, public nvinfer1::ILogger
+class Listener::Finder
+    : public nvinfer1::ILoggerFinder
+    , public nvinfer1::ILogger
 {
 public:
     ~Finder() override = default;

@@ -56,8 +56,8 @@ Fields convFields(std::vector<int32_t> directions = {1, -1}, std::string activat
 //! The creator called \p name; fails the test if there is none.
 nvinfer1::IPluginCreatorV3One& creatorOf(std::string const& name);
 
-std::unique_ptr<IPluginV3> create(std::string const& op, Fields& fields,
-    nvinfer1::TensorRTPhase phase = nvinfer1::TensorRTPhase::kBUILD);
+std::unique_ptr<IPluginV3> create(
+    std::string const& op, Fields& fields, nvinfer1::TensorRTPhase phase = nvinfer1::TensorRTPhase::kBUILD);
 
 nvinfer1::IPluginV3OneCore& core(IPluginV3& plugin);
 nvinfer1::IPluginV3OneBuild& build(IPluginV3& plugin);
@@ -89,8 +89,8 @@ struct ScanSizes
 };
 
 Tensors scanTensors(ScanSizes const& sizes = {}, DataType type = DataType::kHALF);
-Tensors convTensors(int64_t batch = 2, int64_t length = 17, int64_t channels = 24, int64_t width = 4, int64_t groups = 2,
-    DataType type = DataType::kHALF);
+Tensors convTensors(int64_t batch = 2, int64_t length = 17, int64_t channels = 24, int64_t width = 4,
+    int64_t groups = 2, DataType type = DataType::kHALF);
 
 Dims toDims(std::vector<int64_t> const& extents);
 

@@ -109,12 +109,13 @@ TEST(Attributes, UnknownTwiceAndMalformedOnesAreRefused)
 {
     expectRefused("SelectiveScan", scanFields().number("skale", 1.0F), "unknown attribute 'skale'");
     expectRefused("SelectiveScan", scanFields().number("scale", 1.0F), "attribute 'scale' is given twice");
-    expectRefused("CausalConv1d", convFields().raw(nullptr, nullptr, PluginFieldType::kINT32, 0), "field 2 has no name");
-    expectRefused("CausalConv1d", convFields({1}).drop("directions").raw("directions", nullptr, PluginFieldType::kINT32, 2),
+    expectRefused(
+        "CausalConv1d", convFields().raw(nullptr, nullptr, PluginFieldType::kINT32, 0), "field 2 has no name");
+    expectRefused("CausalConv1d",
+        convFields({1}).drop("directions").raw("directions", nullptr, PluginFieldType::kINT32, 2),
         "attribute 'directions' is malformed: 2 values");
     int32_t const one{1};
-    expectRefused("CausalConv1d",
-        convFields().drop("directions").raw("directions", &one, PluginFieldType::kINT32, -1),
+    expectRefused("CausalConv1d", convFields().drop("directions").raw("directions", &one, PluginFieldType::kINT32, -1),
         "attribute 'directions' is malformed: -1 values");
     Listener listener;
     EXPECT_EQ(creatorOf("SelectiveScan").createPlugin("x", nullptr, TensorRTPhase::kBUILD), nullptr);
@@ -139,16 +140,21 @@ TEST(Attributes, WrongValuesAreNamed)
     expectRefused("SelectiveScan", scanFields({1, 0}), "attribute 'directions' has 0 for group 1, expected 1 or -1");
     expectRefused("SelectiveScan", scanFields({1, -1, 1}, {0, 0, 0}), "attribute 'directions' has 3 values");
     expectRefused("SelectiveScan", scanFields({}, {}), "attribute 'directions' has 0 values");
-    expectRefused("SelectiveScan", scanFields({1, -1}, {0}), "attribute 'column_major' has 1 values, but 'directions' has 2");
+    expectRefused(
+        "SelectiveScan", scanFields({1, -1}, {0}), "attribute 'column_major' has 1 values, but 'directions' has 2");
     expectRefused("SelectiveScan", scanFields({1, -1}, {0, 2}, 4), "attribute 'column_major' has 2 for group 1");
-    expectRefused("SelectiveScan", scanFields({1, -1}, {0, 1}, 0), "attribute 'height' is 0, but group 1 is column-major");
+    expectRefused(
+        "SelectiveScan", scanFields({1, -1}, {0, 1}, 0), "attribute 'height' is 0, but group 1 is column-major");
     expectRefused("SelectiveScan", scanFields({1}, {0}, 1, std::numeric_limits<float>::quiet_NaN()),
         "attribute 'scale' is nan, expected a finite");
-    expectRefused("SelectiveScan", scanFields({1}, {0}, 1, std::numeric_limits<float>::infinity()), "attribute 'scale' is inf");
-    expectRefused("SelectiveScan", scanFields().drop("height").ints("height", {1, 2}), "attribute 'height' has 2 values, expected 1");
+    expectRefused(
+        "SelectiveScan", scanFields({1}, {0}, 1, std::numeric_limits<float>::infinity()), "attribute 'scale' is inf");
+    expectRefused("SelectiveScan", scanFields().drop("height").ints("height", {1, 2}),
+        "attribute 'height' has 2 values, expected 1");
     expectRefused("SelectiveScan", scanFields().drop("height").longs("height", {int64_t{1} << 40}),
         "attribute 'height' has the value 1099511627776, which does not fit 32 bits");
-    expectRefused("CausalConv1d", convFields({1, -1}, "relu"), "attribute 'activation' is 'relu', expected 'silu' or 'none'");
+    expectRefused(
+        "CausalConv1d", convFields({1, -1}, "relu"), "attribute 'activation' is 'relu', expected 'silu' or 'none'");
     expectRefused("CausalConv1d", convFields({1, -1}, ""), "attribute 'activation' is ''");
 }
 
@@ -158,7 +164,10 @@ TEST(Attributes, WhatOtherWritersSendIsRead)
     // attributes by which the parser finds the plugin.
     Listener listener;
     Fields scan = scanFields().drop("directions").drop("height");
-    scan.longs("directions", {1, -1}).longs("height", {1}).text("plugin_version", "1").text("plugin_namespace", "vimdeploy");
+    scan.longs("directions", {1, -1})
+        .longs("height", {1})
+        .text("plugin_version", "1")
+        .text("plugin_namespace", "vimdeploy");
     EXPECT_NE(create("SelectiveScan", scan), nullptr);
     Fields conv = convFields({1}, std::string("none\0", 5));
     auto const plugin = create("CausalConv1d", conv);

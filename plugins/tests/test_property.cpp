@@ -77,8 +77,8 @@ Fields randomFields(Dice& dice, bool isScan, std::deque<std::vector<char>>& stor
     {
         fields = convFields(directions, dice.pick<std::string>({"silu", "none", "", "relu", std::string(300, 'x')}));
     }
-    std::vector<char const*> const names{"directions", "column_major", "height", "scale", "activation", "unknown", "",
-        "plugin_version"};
+    std::vector<char const*> const names{
+        "directions", "column_major", "height", "scale", "activation", "unknown", "", "plugin_version"};
     if (dice.chance(0.2))
     {
         fields.drop(dice.pick(names));
@@ -112,8 +112,9 @@ Tensors randomTensors(Dice& dice, bool isScan, bool gated, int64_t groups)
     sizes.gated = gated;
     sizes.sharedU = dice.chance(0.3);
     sizes.sharedXDbl = dice.chance(0.3);
-    Tensors tensors = isScan ? scanTensors(sizes, type)
-                             : convTensors(sizes.batch, sizes.length, sizes.channels, dice.between(1, 5), sizes.groups, type);
+    Tensors tensors = isScan
+        ? scanTensors(sizes, type)
+        : convTensors(sizes.batch, sizes.length, sizes.channels, dice.between(1, 5), sizes.groups, type);
     while (dice.chance(0.3))
     {
         auto& extents = tensors.dims[static_cast<size_t>(dice.between(0, tensors.nbInputs()))];
@@ -127,7 +128,8 @@ Tensors randomTensors(Dice& dice, bool isScan, bool gated, int64_t groups)
     }
     while (dice.chance(0.1))
     {
-        tensors.types[static_cast<size_t>(dice.between(0, tensors.nbInputs()))] = static_cast<DataType>(dice.between(-1, 12));
+        tensors.types[static_cast<size_t>(dice.between(0, tensors.nbInputs()))]
+            = static_cast<DataType>(dice.between(-1, 12));
     }
     return tensors;
 }
@@ -203,7 +205,8 @@ void drive(Dice& dice, IPluginV3& plugin, Tensors const& tensors, Reached& reach
     int32_t const count = build(*copy).getNbTactics();
     std::vector<int32_t> tactics(static_cast<size_t>(count) + 1);
     EXPECT_EQ(build(*copy).getValidTactics(tactics.data(), count), 0);
-    static_cast<void>(runtime(*copy).setTactic(dice.chance(0.8) ? tactics[0] : static_cast<int32_t>(dice.between(-9, 9))));
+    static_cast<void>(
+        runtime(*copy).setTactic(dice.chance(0.8) ? tactics[0] : static_cast<int32_t>(dice.between(-9, 9))));
     auto fixed = tensors.fixed();
     for (auto& desc : fixed)
     {

@@ -66,7 +66,8 @@ int32_t enqueue(IPluginV3& plugin, Tensors const& tensors, void* workspace)
     void* const output = reinterpret_cast<void*>(uintptr_t{100});
     auto const descs = tensors.fixed();
     auto const stream = reinterpret_cast<cudaStream_t>(uintptr_t{9});
-    return runtime(plugin).enqueue(descs.data(), descs.data() + tensors.nbInputs(), inputs.data(), &output, workspace, stream);
+    return runtime(plugin).enqueue(
+        descs.data(), descs.data() + tensors.nbInputs(), inputs.data(), &output, workspace, stream);
 }
 
 void* const kWORKSPACE{reinterpret_cast<void*>(uintptr_t{4096})};
@@ -97,7 +98,8 @@ TEST(RoundTrip, EveryAttributeSurvivesPlanAndClone)
         "vimdeploy::SelectiveScan;version=1;directions=1,-1;column_major=0,0;height=1;scale=0x1.99999ap-4"});
     cases.push_back({"SelectiveScanNoGate", scanFields({1, 1, -1, -1}, {0, 1, 0, 1}, 14, 1.0F),
         "vimdeploy::SelectiveScanNoGate;version=1;directions=1,1,-1,-1;column_major=0,1,0,1;height=14;scale=0x1p+0"});
-    cases.push_back({"CausalConv1d", convFields({-1, 1}, "none"), "vimdeploy::CausalConv1d;version=1;directions=-1,1;activation=none"});
+    cases.push_back({"CausalConv1d", convFields({-1, 1}, "none"),
+        "vimdeploy::CausalConv1d;version=1;directions=-1,1;activation=none"});
     for (Case& test : cases)
     {
         auto original = create(test.op, test.fields);
@@ -309,7 +311,8 @@ TEST_F(Runtime, FailuresAreSaidAndReturned)
     launches().answer = cudaErrorInvalidValue;
     auto const plugin = makeScan();
     EXPECT_NE(enqueue(*plugin, scanTensors(), kWORKSPACE), 0);
-    EXPECT_NE(listener.text().find("vimdeploy SelectiveScan (/layer/7), enqueue: the launch of variant"), std::string::npos)
+    EXPECT_NE(
+        listener.text().find("vimdeploy SelectiveScan (/layer/7), enqueue: the launch of variant"), std::string::npos)
         << listener.text();
     EXPECT_NE(listener.text().find("B = 2, L = 17, E = 24: invalid argument"), std::string::npos) << listener.text();
     listener.clear();
@@ -333,7 +336,8 @@ TEST_F(Runtime, ShapeChangeChecksWhatEnqueueWillSee)
     EXPECT_EQ(listener.text(), "");
     descs[3].dims.d[1] = 5;
     EXPECT_NE(runtime(*plugin).onShapeChange(descs.data(), 7, descs.data() + 7, 1), 0);
-    EXPECT_NE(listener.text().find("onShapeChange: D has E = 5 (axis 1), but u has 24"), std::string::npos) << listener.text();
+    EXPECT_NE(listener.text().find("onShapeChange: D has E = 5 (axis 1), but u has 24"), std::string::npos)
+        << listener.text();
     descs = scanTensors().fixed();
     descs[0].dims.d[2] = -1;
     EXPECT_NE(runtime(*plugin).onShapeChange(descs.data(), 7, descs.data() + 7, 1), 0);

@@ -77,10 +77,12 @@ TEST(OutputShape, FollowsTheInputs)
 
 TEST(OutputShape, StaysSymbolicWhereTheBatchAndTheLengthAre)
 {
-    EXPECT_EQ(outputShape(*makeConv(), {{kANY, kANY, kANY}, {2, 24, 4}, {2, 24}}), (std::vector<int64_t>{2, kANY, kANY, 24}));
+    EXPECT_EQ(
+        outputShape(*makeConv(), {{kANY, kANY, kANY}, {2, 24, 4}, {2, 24}}), (std::vector<int64_t>{2, kANY, kANY, 24}));
     // E is symbolic in the activations, but the weights know it.
-    EXPECT_EQ(outputShape(*makeScan(),
-                  {{2, kANY, 17, kANY}, {2, kANY, 17, 35}, {2, 24, 16}, {2, 24}, {2, 24, 3}, {2, 24}, {kANY, kANY, kANY}}),
+    EXPECT_EQ(
+        outputShape(*makeScan(),
+            {{2, kANY, 17, kANY}, {2, kANY, 17, 35}, {2, 24, 16}, {2, 24}, {2, 24, 3}, {2, 24}, {kANY, kANY, kANY}}),
         (std::vector<int64_t>{kANY, 17, 24}));
 }
 
@@ -88,9 +90,9 @@ TEST(OutputShape, IsRefusedWhereConstantsDisagree)
 {
     Listener listener;
     auto const plugin = makeScan();
-    EXPECT_TRUE(outputShape(*plugin,
-        {{2, kANY, 17, 24}, {2, kANY, 17, 35}, {2, 25, 16}, {2, 24}, {2, 24, 3}, {2, 24}, {kANY, 17, 24}})
-                    .empty());
+    EXPECT_TRUE(outputShape(
+        *plugin, {{2, kANY, 17, 24}, {2, kANY, 17, 35}, {2, 25, 16}, {2, 24}, {2, 24, 3}, {2, 24}, {kANY, 17, 24}})
+            .empty());
     EXPECT_NE(listener.text().find("getOutputShapes: A has E = 25 (axis 1), but u has 24"), std::string::npos)
         << listener.text();
 }
@@ -132,8 +134,8 @@ TEST(OutputType, IsThatOfTheActivationsAndFloatWithoutAGate)
 
 TEST(Formats, OnlyLinearAndOnlyTheTypesOfTheContract)
 {
-    std::vector<DataType> const all{DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT8, DataType::kINT32,
-        DataType::kINT64, DataType::kBOOL, DataType::kUINT8, DataType::kFP8};
+    std::vector<DataType> const all{DataType::kFLOAT, DataType::kHALF, DataType::kBF16, DataType::kINT8,
+        DataType::kINT32, DataType::kINT64, DataType::kBOOL, DataType::kUINT8, DataType::kFP8};
     for (bool const gated : {true, false})
     {
         auto const plugin = makeScan(gated);

@@ -23,7 +23,7 @@ from vimdeploy.verify.ranges import measure
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.graph.export import FamilyModel
+    from vimdeploy.models.families import FamilyModel
 
 Array = npt.NDArray[np.float32]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vimdeploy.graph import contract
-from vimdeploy.graph.export import FamilyModel
+from vimdeploy.models.families import FamilyModel
 from vimdeploy.models.folding import fold
 from vimdeploy.models.mamba import FoldedMamba
 
