@@ -20,7 +20,7 @@ from vimdeploy.engine.options import BuildOptions, check_options
 from vimdeploy.engine.progress import Bar, Tracker
 from vimdeploy.engine.sidecar import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
-from vimdeploy.files import check_writable, sha256_bytes, sha256_file, write_all
+from vimdeploy.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
 from vimdeploy.graph.precision import PRECISIONS
 from vimdeploy.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
 from vimdeploy.models.recipe import BatchProfile
@@ -149,7 +149,7 @@ def _device(owner: trt.TensorRt) -> _Device | None:
 
 
 def _manifest(model_path: Path, notes: list[str]) -> Manifest | None:
-    if not manifest_path(model_path).exists():
+    if not sidecar_of(model_path, manifest_path(model_path)).exists():
         notes.append(f"{model_path.name} has no manifest: preprocessing and classes will not travel with the plan")
         return None
     manifest = read_manifest(model_path)
