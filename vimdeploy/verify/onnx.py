@@ -17,7 +17,7 @@ from vimdeploy.verify.metrics import Metrics, compare, relative_rms
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.graph.export import FamilyModel
+    from vimdeploy.models.families import FamilyModel
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -121,7 +121,7 @@ def verify_onnx(
 def first_departure(
     onnx_model: Path | onnx.ModelProto, model: FamilyModel, task: str, images: Array, contract: ParityContract
 ) -> str:
-    """Return, in words, the first inner value in which the two models differ by more than rounding."""
+    """Return, in words that follow "they part", the first inner value that differs by more than rounding."""
     reference = TorchBackend(model, task, taps=True).run(images)
     candidate = OnnxBackend(onnx_model, taps=list(reference)).run(images)
     taps = [name for name in reference if name.startswith("block.")]
@@ -129,7 +129,7 @@ def first_departure(
     # Values that are equal by construction (the residual input of both layers of a pair) are one value in the file.
     known = [tap for tap in taps if tap in candidate]
     if not known:
-        return "a place that is not known: the file does not name its inner values"
+        return "at a place that is not known: the file does not name its inner values"
     for tap in known:
         a, b = candidate[tap], reference[tap]
         if a.shape != b.shape or not relative_rms(a, b) <= bound:
@@ -139,7 +139,7 @@ def first_departure(
             where = {"residual": "its residual input", "hidden": "the output of its mixer", "output": "its output"}[
                 what
             ]
-            return f"block {block}, {where}"
+            return f"in block {block}, {where}"
     outputs = ", ".join(name for name in reference if name not in taps)
     return f"after the last block: final norm, choice of tokens or head ({outputs})"
 
