@@ -388,7 +388,7 @@ def test_a_gpu_is_described_by_its_driver(machine: Machine, tmp_path: Path, comp
     assert report.facts.driver.cuda == "12.8"
     # A driver of CUDA 12 cannot run the packages for CUDA 13, which are the default.
     assert "'tensorrt-cu12>=10.3'" in finding(report, "tensorrt is not installed").remedy
-    assert "nvidia-cuda-nvcc-cu12" in finding(report, "nvcc was not found").remedy
+    assert "cuda-toolkit-12-8 " in finding(report, "nvcc was not found").remedy
 
 
 def test_a_newer_driver_gets_the_default_packages(machine: Machine, tmp_path: Path, compile_library: Compile) -> None:

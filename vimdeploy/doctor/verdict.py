@@ -167,9 +167,13 @@ def _plugin_needs(facts: Facts) -> dict[str, _Need]:
 
 
 def _nvcc_remedy(facts: Facts) -> str:
-    cuda12 = facts.driver.cuda.startswith("12.")
-    names = ("nvcc", "runtime", "cccl") if cuda12 else ("nvcc", "runtime", "cccl", "crt")
-    return pip_install(facts, *(f"nvidia-cuda-{n}-cu12" if cuda12 else f"nvidia-cuda-{n}" for n in names))
+    # Code of a CUDA 13 toolkit does not run on a driver of CUDA 12, and the wheels for CUDA 12 carry no nvcc.
+    if facts.driver.cuda.startswith("12."):
+        package = f"cuda-toolkit-{facts.driver.cuda.replace('.', '-')}"
+        return (
+            f"sudo apt-get install {package} (from NVIDIA's repository), or: conda install -c nvidia 'cuda-nvcc=12.*'"
+        )
+    return pip_install(facts, *(f"nvidia-cuda-{name}" for name in ("nvcc", "runtime", "crt", "cccl")))
 
 
 def _headers_remedy(facts: Facts) -> str:
