@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vimdeploy import __version__
+from vimdeploy import __version__, cli_engine
 from vimdeploy.console import errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 
@@ -118,7 +118,7 @@ def export(
         made = pipeline.export(checkpoint, target, model, request, _stages(update))
     if as_json:
         print_json(
-            {"onnx": str(made.path), "manifest": str(made.manifest_path), **made.manifest.model_dump(mode="json")}
+            {"path": str(made.path), "manifest_path": str(made.manifest_path), **made.manifest.model_dump(mode="json")}
         )
         return
     _show_model(made.manifest.model)
@@ -140,11 +140,19 @@ def verify(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be repeated.")] = None,
     atol: Annotated[float | None, typer.Option(min=0, help="With --rtol: replaces the recipe's contract.")] = None,
     rtol: Annotated[float | None, typer.Option(min=0, help="|a - b| <= atol + rtol * |b|.")] = None,
+    ladder: Annotated[
+        bool, typer.Option("--ladder", help="Every form this machine can run: torch, ONNX, engines, both precisions.")
+    ] = False,
+    engine: Annotated[list[Path] | None, typer.Option(help="Plan for the ladder; may be repeated.")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="The ladder's half precision is BF16, not FP16.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON; - prints it.")] = None,
 ) -> None:
-    """Prove that an ONNX file computes what the PyTorch model computes; exit code 1 if it does not."""
+    """Prove that an ONNX file or a plan computes what the PyTorch model computes; exit code 1 if it does not."""
     from vimdeploy.backends import require
 
+    if ladder or engine or cli_engine.is_plan(model):
+        cli_engine.verify_ladder(model, checkpoint, images, samples, engine or [], bf16, json_file)
+        return
     require("torch", "export", "vimdeploy verify")
     from vimdeploy import pipeline
     from vimdeploy.files import write_all
@@ -230,7 +238,8 @@ def doctor(as_json: JsonFlag = False) -> None:
 
     from vimdeploy.doctor import examine, render
 
-    report = examine()
+    commands = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    report = examine(available=commands)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -274,6 +283,9 @@ def demo(
     table("Where everything lies", ("what", "where"), rows)
     example = f"{made.images / Path(made.predictions[0].image).name}"
     say(f"Next: vimdeploy predict {made.exported.path} {example}")
+
+
+cli_engine.register(app)
 
 
 def _stages(update: Any) -> Stage:

@@ -87,6 +87,8 @@ class Manifest(_Section):
     parity: dict[str, Any] | None
     """Report of the verification at export; None if it was left out."""
     notes: tuple[str, ...]
+    conversion: dict[str, Any] | None = None
+    """What `vimdeploy convert` changed; None for a file as exported."""
 
     def to_bytes(self) -> bytes:
         """Return the JSON text of the sidecar."""

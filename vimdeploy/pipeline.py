@@ -138,6 +138,7 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
 
     """
     from vimdeploy.graph.check import check_model
+    from vimdeploy.graph.emulate import emulate
     from vimdeploy.models.load import load_model
 
     onnx_model = read_onnx(path)
@@ -145,24 +146,29 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
     notes = []
     if is_stale(manifest, path):
         notes.append(f"{path.name} is not the file its manifest describes: it was changed after the export")
-    checkpoint = _find_checkpoint(path, manifest, request)
+    checkpoint = find_checkpoint(path, manifest, request)
     stage(f"Reading {checkpoint.name}" if checkpoint else "Making random weights")
-    loaded = load_model(checkpoint, _request_of(manifest))
+    loaded = load_model(checkpoint, request_of(manifest))
     if loaded.checkpoint.sha256 != manifest.checkpoint.sha256:
         notes.append(f"{loaded.checkpoint.path.name} is not the checkpoint that {path.name} was exported from")
-    parity = manifest.contract.fp32
+    precision = (manifest.conversion or {}).get("precision", "fp32")
+    parity: ParityContract = getattr(manifest.contract, precision)
     if request.atol is not None or request.rtol is not None:
         parity = ParityContract(atol=request.atol or 0.0, rtol=request.rtol or 0.0)
     batches = request.batches or _default_batches(onnx_model)
-    images = _sample_images(manifest.preprocessing, request)
+    images = sample_images(manifest.preprocessing, request)
+    # ONNX Runtime's CPU drops roundings between half-precision nodes that a GPU makes.
+    runnable = path if precision == "fp32" else emulate(onnx_model)
     report = verify_onnx(
-        onnx_model, loaded.model, manifest.model.task, images, batches, parity, stage("Verifying in ONNX Runtime")
+        runnable, loaded.model, manifest.model.task, images, batches, parity, stage("Verifying in ONNX Runtime")
     )
     try:
         check_model(onnx_model, str(path), allow_reversal=loaded.config.flips_sequence)
     except ArtifactError as error:
         # It may still compute the same here and not in TensorRT, which reads the attributes and not the bodies.
-        raise VerificationError(error.message, hint=error.hint) from error
+        if report.passed:
+            raise VerificationError(error.message, hint=error.hint) from error
+        notes.append(error.message)
     return Verified(report, tuple(notes))
 
 
@@ -171,7 +177,7 @@ def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
     if not report.passed:
         raise VerificationError(
             f"{subject}: {report.candidate} does not compute what {report.reference} computes: "
-            f"{'; '.join(report.violations[:3])}. They part at {report.departs}.",
+            f"{'; '.join(report.violations[:3])}. They part {report.departs}.",
             hint=hint,
         )
 
@@ -181,13 +187,14 @@ def _default_batches(onnx_model: onnx.ModelProto) -> tuple[int, ...]:
     return (fixed,) if fixed else (1, 3)
 
 
-def _sample_images(spec: InputSpec, request: VerifyRequest) -> Array:
+def sample_images(spec: InputSpec, request: VerifyRequest) -> Array:
+    """Return the images that a verification runs on: files of a folder, or synthetic ones."""
     if request.images is not None:
         return load_images(find_images(request.images), spec)
     return synthetic_images(request.samples, spec)
 
 
-def _find_checkpoint(path: Path, manifest: Manifest, request: VerifyRequest) -> Path | None:
+def find_checkpoint(path: Path, manifest: Manifest, request: VerifyRequest) -> Path | None:
     """Return the checkpoint of an exported file, None where its weights were random."""
     if manifest.checkpoint.weights == "random":
         return None
@@ -200,7 +207,7 @@ def _find_checkpoint(path: Path, manifest: Manifest, request: VerifyRequest) -> 
     return checkpoint
 
 
-def _request_of(manifest: Manifest) -> ModelRequest:
+def request_of(manifest: Manifest) -> ModelRequest:
     """Return what loads the same model again."""
     from vimdeploy.models.load import ModelRequest
 

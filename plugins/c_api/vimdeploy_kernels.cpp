@@ -1,0 +1,267 @@
+//! \file vimdeploy_kernels.cpp
+//! The plain C entry points: check, plan, launch. Nothing throws; the last error of a thread is kept in its storage.
+
+#include "vimdeploy_kernels.h"
+
+#include "../causal_conv1d/launch.h"
+#include "../selective_scan/launch.h"
+#include "../selective_scan/passes.h"
+
+#include <cstdio>
+
+namespace
+{
+
+using namespace vimdeploy;
+
+thread_local char tLastError[kMESSAGE_SIZE]{};
+
+int32_t fail(int32_t code, char const* message) noexcept
+{
+    if (message != tLastError)
+    {
+        std::snprintf(tLastError, sizeof(tLastError), "%s", message);
+    }
+    return code;
+}
+
+int32_t failCuda(char const* what, cudaError_t status) noexcept
+{
+    std::snprintf(tLastError, sizeof(tLastError), "%s: %s", what, cudaGetErrorString(status));
+    return VIMDEPLOY_CUDA_ERROR;
+}
+
+template <typename Args>
+bool isOtherVersion(Args const* args) noexcept
+{
+    return args == nullptr || args->struct_size != sizeof(Args);
+}
+
+constexpr char const* kOTHER_VERSION
+    = "a struct is null or of another version of vimdeploy_kernels.h (struct_size differs)";
+
+int32_t readShape(vimdeploy_scan_args const* args, ScanShape& shape) noexcept
+{
+    if (isOtherVersion(args))
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, kOTHER_VERSION);
+    }
+    shape.batch = args->batch;
+    shape.length = args->length;
+    shape.channels = args->channels;
+    shape.states = args->states;
+    shape.rank = args->rank;
+    shape.groups = args->groups;
+    shape.sharedU = args->shared_u != 0;
+    shape.sharedXDbl = args->shared_x_dbl != 0;
+    shape.gated = args->gated != 0;
+    for (int32_t g = 0; g < kMAX_GROUPS; ++g)
+    {
+        shape.directions[g] = args->directions[g];
+        shape.columnMajor[g] = args->column_major[g];
+    }
+    shape.height = args->height;
+    shape.scale = args->scale;
+    shape.type = static_cast<DType>(args->dtype);
+    char message[kMESSAGE_SIZE];
+    char const* problem = checkScanShape(shape, message, sizeof(message));
+    return problem != nullptr ? fail(VIMDEPLOY_INVALID_ARGUMENT, problem) : VIMDEPLOY_OK;
+}
+
+int32_t readSmCount(vimdeploy_scan_args const* args, int32_t& smCount) noexcept
+{
+    smCount = args->sm_count;
+    if (smCount > 0)
+    {
+        return VIMDEPLOY_OK;
+    }
+    int device = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status == cudaSuccess)
+    {
+        status = cudaDeviceGetAttribute(&smCount, cudaDevAttrMultiProcessorCount, device);
+    }
+    return status == cudaSuccess ? VIMDEPLOY_OK : failCuda("the number of SMs could not be read", status);
+}
+
+int32_t makePlan(vimdeploy_scan_args const* args, ScanShape& shape, ScanPlan& plan, int32_t& smCount) noexcept
+{
+    int32_t code = readShape(args, shape);
+    if (code == VIMDEPLOY_OK)
+    {
+        code = readSmCount(args, smCount);
+    }
+    if (code != VIMDEPLOY_OK)
+    {
+        return code;
+    }
+    plan = args->variant == 0 ? planScan(shape, smCount)
+                              : planScanVariant(shape, static_cast<ScanVariant>(args->variant), smCount);
+    if (plan.variant == ScanVariant::kNONE)
+    {
+        std::snprintf(tLastError, sizeof(tLastError), "variant %d cannot run %d states; ask vimdeploy_scan_variants",
+            static_cast<int>(args->variant), static_cast<int>(shape.states));
+        return VIMDEPLOY_INVALID_ARGUMENT;
+    }
+    return VIMDEPLOY_OK;
+}
+
+} // namespace
+
+extern "C"
+{
+
+int32_t vimdeploy_kernels_abi(void)
+{
+    return VIMDEPLOY_KERNELS_ABI;
+}
+
+char const* vimdeploy_kernels_backend(void)
+{
+#if defined(VIMDEPLOY_EMULATION)
+    return "emulated";
+#else
+    return "cuda";
+#endif
+}
+
+char const* vimdeploy_last_error(void)
+{
+    return tLastError;
+}
+
+int32_t vimdeploy_scan_variants(vimdeploy_scan_args const* args, int32_t* variants, int32_t capacity)
+{
+    ScanShape shape;
+    int32_t const code = readShape(args, shape);
+    if (code != VIMDEPLOY_OK)
+    {
+        return code;
+    }
+    if (variants == nullptr && capacity > 0)
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, "variants is null");
+    }
+    ScanVariant found[kSCAN_VARIANT_COUNT];
+    int32_t const count = scanVariants(shape, found);
+    for (int32_t i = 0; i < count && i < capacity; ++i)
+    {
+        variants[i] = static_cast<int32_t>(found[i]);
+    }
+    return count;
+}
+
+int32_t vimdeploy_scan_plan_query(vimdeploy_scan_args const* args, vimdeploy_scan_plan* plan)
+{
+    if (isOtherVersion(plan))
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, kOTHER_VERSION);
+    }
+    ScanShape shape;
+    ScanPlan made;
+    int32_t smCount = 0;
+    int32_t const code = makePlan(args, shape, made, smCount);
+    if (code != VIMDEPLOY_OK)
+    {
+        return code;
+    }
+    plan->variant = static_cast<int32_t>(made.variant);
+    plan->tile_length = made.tileLength;
+    plan->chunks = made.chunks;
+    plan->launches = scan::makePasses(shape).count * (made.chunks > 1 ? 2 : 1);
+    plan->chunk_length = made.chunkLength;
+    plan->shared_bytes = made.sharedBytes;
+    return VIMDEPLOY_OK;
+}
+
+int32_t vimdeploy_scan_workspace_size(vimdeploy_scan_args const* args, uint64_t* bytes)
+{
+    ScanShape shape;
+    ScanPlan plan;
+    int32_t smCount = 0;
+    int32_t const code = makePlan(args, shape, plan, smCount);
+    if (code != VIMDEPLOY_OK)
+    {
+        return code;
+    }
+    if (bytes == nullptr)
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, "bytes is null");
+    }
+    *bytes = scanWorkspaceSize(shape, plan.variant, smCount);
+    return VIMDEPLOY_OK;
+}
+
+int32_t vimdeploy_scan(vimdeploy_scan_args const* args)
+{
+    ScanShape shape;
+    ScanPlan plan;
+    int32_t smCount = 0;
+    int32_t const code = makePlan(args, shape, plan, smCount);
+    if (code != VIMDEPLOY_OK)
+    {
+        return code;
+    }
+    std::size_t const needed = scanWorkspaceSize(shape, plan.variant, smCount);
+    if (args->workspace_size < needed || (needed > 0 && args->workspace == nullptr))
+    {
+        std::snprintf(tLastError, sizeof(tLastError), "workspace has %llu bytes; %llu are needed",
+            static_cast<unsigned long long>(args->workspace == nullptr ? 0 : args->workspace_size),
+            static_cast<unsigned long long>(needed));
+        return VIMDEPLOY_WORKSPACE_TOO_SMALL;
+    }
+    ScanPointers pointers;
+    pointers.u = args->u;
+    pointers.xDbl = args->x_dbl;
+    pointers.A = static_cast<float const*>(args->a);
+    pointers.D = static_cast<float const*>(args->d);
+    pointers.dtWeight = args->dt_weight;
+    pointers.dtBias = static_cast<float const*>(args->dt_bias);
+    pointers.z = args->z;
+    pointers.y = args->y;
+    cudaError_t const status
+        = launchScan(shape, plan, pointers, args->workspace, static_cast<cudaStream_t>(args->stream));
+    if (status == cudaErrorInvalidValue)
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, "a tensor pointer is null");
+    }
+    return status == cudaSuccess ? VIMDEPLOY_OK : failCuda("the scan could not be launched", status);
+}
+
+int32_t vimdeploy_conv(vimdeploy_conv_args const* args)
+{
+    if (isOtherVersion(args))
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, kOTHER_VERSION);
+    }
+    ConvShape shape;
+    shape.batch = args->batch;
+    shape.length = args->length;
+    shape.channels = args->channels;
+    shape.width = args->width;
+    shape.groups = args->groups;
+    shape.silu = args->silu != 0;
+    shape.type = static_cast<DType>(args->dtype);
+    for (int32_t g = 0; g < kMAX_GROUPS; ++g)
+    {
+        shape.directions[g] = args->directions[g];
+    }
+    char message[kMESSAGE_SIZE];
+    if (char const* problem = checkConvShape(shape, message, sizeof(message)))
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, problem);
+    }
+    ConvPointers pointers;
+    pointers.x = args->x;
+    pointers.weight = args->weight;
+    pointers.bias = args->bias;
+    pointers.u = args->u;
+    cudaError_t const status = launchConv(shape, pointers, static_cast<cudaStream_t>(args->stream));
+    if (status == cudaErrorInvalidValue)
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, "a tensor pointer is null");
+    }
+    return status == cudaSuccess ? VIMDEPLOY_OK : failCuda("the convolution could not be launched", status);
+}
+
+} // extern "C"

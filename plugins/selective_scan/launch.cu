@@ -1,0 +1,169 @@
+//! \file selective_scan/launch.cu
+//! Turns a shape and a plan into launches. Host code only: capture-safe, no allocation, no synchronisation.
+
+#include "launch.h"
+#include "launch_typed.cuh"
+#include "passes.h"
+
+#include <initializer_list>
+
+namespace vimdeploy
+{
+namespace
+{
+
+bool isAligned(std::initializer_list<void const*> pointers)
+{
+    for (void const* pointer : pointers)
+    {
+        if (reinterpret_cast<std::uintptr_t>(pointer) % 16U != 0)
+        {
+            return false;
+        }
+    }
+    return true;
+}
+
+//! The widest copy that divides a row of x_dbl and its address.
+int32_t rowVectorBytes(void const* rows, int64_t rowBytes, int32_t elementBytes)
+{
+    int32_t bytes = 16;
+    while (bytes > elementBytes && (rowBytes % bytes != 0 || reinterpret_cast<std::uintptr_t>(rows) % bytes != 0))
+    {
+        bytes /= 2;
+    }
+    return bytes;
+}
+
+//! What all launches of a problem share.
+scan::Params commonParams(
+    ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers, unsigned char* workspace)
+{
+    scan::Threads const threads = scan::threadsOf(plan.variant, shape.states);
+    auto const elementBytes = static_cast<int32_t>(sizeOf(shape.type));
+    int32_t const rowWidth = shape.rank + 2 * shape.states;
+    int64_t const pieces = shape.batch * plan.chunks;
+    unsigned char* chunkState = workspace + scan::partialBytes(shape);
+    scan::Params params{};
+    params.u = pointers.u;
+    params.xDbl = pointers.xDbl;
+    params.A = pointers.A;
+    params.D = pointers.D;
+    params.dtWeight = pointers.dtWeight;
+    params.dtBias = pointers.dtBias;
+    params.z = pointers.z;
+    params.y = pointers.y;
+    params.partial = static_cast<float*>(scan::needsPartial(shape) ? static_cast<void*>(workspace) : pointers.y);
+    params.chunkState = reinterpret_cast<float*>(chunkState);
+    params.chunkDelta = reinterpret_cast<float*>(chunkState + scan::chunkStateBytes(shape, pieces));
+    params.uGroupStride = shape.sharedU ? 0 : shape.batch * shape.length * shape.channels;
+    params.xDblGroupStride = shape.sharedXDbl ? 0 : shape.batch * shape.length * rowWidth;
+    params.batch = shape.batch;
+    params.length = static_cast<int32_t>(shape.length);
+    params.chunkLength = static_cast<int32_t>(plan.chunkLength);
+    params.chunks = plan.chunks;
+    params.channels = shape.channels;
+    int32_t const blockChannels = scan::kSIDE_THREADS / threads.lanes;
+    params.channelBlocks = (shape.channels + blockChannels - 1) / blockChannels;
+    params.states = shape.states;
+    params.rank = shape.rank;
+    params.tileLength = plan.tileLength;
+    params.lanes = threads.lanes;
+    params.scale = shape.scale;
+    params.xVectorBytes = rowVectorBytes(pointers.xDbl, int64_t{rowWidth} * elementBytes, elementBytes);
+    params.xVectors = makeFastDivisor(static_cast<uint32_t>(rowWidth * elementBytes / params.xVectorBytes));
+    scan::SharedLayout const layout = scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread,
+        threads.lanes, plan.tileLength, elementBytes, plan.stagedWeights);
+    params.rowFloats = makeFastDivisor(static_cast<uint32_t>(layout.rowFloats));
+    params.vectorized = int64_t{shape.channels} * elementBytes % 16 == 0
+        && isAligned({pointers.u, pointers.z, pointers.y, params.partial});
+    params.stagedWeights = plan.stagedWeights;
+    params.gated = shape.gated;
+    return params;
+}
+
+cudaError_t launchPass(ScanShape const& shape, scan::LaunchConfig const& config, scan::Params const& params)
+{
+    switch (shape.type)
+    {
+#if !defined(VIMDEPLOY_ONLY_FLOAT16)
+    case DType::kFLOAT32: return scan::launchTyped<float>(config, params);
+    case DType::kBFLOAT16: return scan::launchTyped<__nv_bfloat16>(config, params);
+#endif
+    case DType::kFLOAT16: return scan::launchTyped<__half>(config, params);
+    default: return cudaErrorInvalidValue;
+    }
+}
+
+bool isMissingPointer(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers, void* workspace)
+{
+    bool const needsWorkspace = scan::needsPartial(shape) || plan.chunks > 1;
+    return pointers.u == nullptr || pointers.xDbl == nullptr || pointers.A == nullptr || pointers.D == nullptr
+        || pointers.dtWeight == nullptr || pointers.dtBias == nullptr || pointers.y == nullptr
+        || (shape.gated && pointers.z == nullptr) || (needsWorkspace && workspace == nullptr);
+}
+
+} // namespace
+
+cudaError_t launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers, void* workspace,
+    cudaStream_t stream) noexcept
+{
+    if (shape.batch == 0)
+    {
+        return cudaSuccess;
+    }
+    if (plan.variant == ScanVariant::kNONE || plan.tileLength <= 0 || plan.chunks < 1
+        || plan.chunkLength * plan.chunks < shape.length || isMissingPointer(shape, plan, pointers, workspace))
+    {
+        return cudaErrorInvalidValue;
+    }
+    scan::Threads const threads = scan::threadsOf(plan.variant, shape.states);
+    scan::Params params = commonParams(shape, plan, pointers, static_cast<unsigned char*>(workspace));
+    scan::Passes const passes = scan::makePasses(shape);
+    scan::LaunchConfig config{};
+    config.grid = dim3(static_cast<unsigned>(shape.batch * plan.chunks * params.channelBlocks));
+    config.stream = stream;
+    config.states = threads.generic ? 0 : shape.states;
+    config.statesPerThread = threads.statesPerThread;
+    for (int32_t i = 0; i < passes.count; ++i)
+    {
+        scan::Pass const& pass = passes.pass[i];
+        for (int32_t side = 0; side < scan::kMAX_SIDES; ++side)
+        {
+            params.group[side] = pass.group[side];
+            params.direction[side] = shape.directions[pass.group[side]];
+        }
+        params.columnMajor = shape.columnMajor[pass.group[0]] != 0;
+        if (params.columnMajor)
+        {
+            params.gridWidth = static_cast<int32_t>(shape.length / shape.height);
+            params.gridHeight = makeFastDivisor(static_cast<uint32_t>(shape.height));
+        }
+        params.sumsBefore = i > 0;
+        params.finishes = i + 1 == passes.count;
+        config.block = dim3(scan::kSIDE_THREADS, static_cast<unsigned>(pass.sides));
+        config.sharedBytes = static_cast<std::size_t>(pass.sides)
+            * static_cast<std::size_t>(scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread,
+                threads.lanes, plan.tileLength, static_cast<int32_t>(sizeOf(shape.type)), plan.stagedWeights)
+                                           .bytes);
+#if VIMDEPLOY_MUTANT == 6
+        config.sharedBytes -= 4;
+#endif
+        for (bool const statesOnly : {true, false})
+        {
+            if (statesOnly && plan.chunks == 1)
+            {
+                continue;
+            }
+            config.statesOnly = statesOnly;
+            cudaError_t const status = launchPass(shape, config, params);
+            if (status != cudaSuccess)
+            {
+                return status;
+            }
+        }
+    }
+    return cudaSuccess;
+}
+
+} // namespace vimdeploy

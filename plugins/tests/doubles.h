@@ -1,0 +1,32 @@
+//! \file doubles.h
+//! Stand-ins for what needs a GPU: they record what the plugin would have launched. Plans and checks are the real ones.
+
+#ifndef VIMDEPLOY_TESTS_DOUBLES_H
+#define VIMDEPLOY_TESTS_DOUBLES_H
+
+#include "causal_conv1d/launch.h"
+#include "selective_scan/launch.h"
+
+namespace vimdeploy::test
+{
+
+struct Launches
+{
+    int scans{0};
+    int convs{0};
+    ScanShape scanShape;
+    ScanPlan scanPlan;
+    ScanPointers scanPointers;
+    void* workspace{nullptr};
+    ConvShape convShape;
+    ConvPointers convPointers;
+    cudaStream_t stream{nullptr};
+    cudaError_t answer{cudaSuccess}; //!< what the next launches return
+};
+
+//! The record of this process; tests reset it by assigning {}.
+Launches& launches();
+
+} // namespace vimdeploy::test
+
+#endif // VIMDEPLOY_TESTS_DOUBLES_H

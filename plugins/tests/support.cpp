@@ -1,0 +1,344 @@
+#include "support.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace vimdeploy::test
+{
+namespace
+{
+
+template <typename T>
+std::vector<char> bytesOf(std::vector<T> const& values)
+{
+    std::vector<char> bytes(values.size() * sizeof(T));
+    if (!bytes.empty())
+    {
+        std::memcpy(bytes.data(), values.data(), bytes.size());
+    }
+    return bytes;
+}
+
+template <typename Capability>
+Capability& capabilityOf(IPluginV3& plugin, nvinfer1::PluginCapabilityType type)
+{
+    auto* const capability = plugin.getCapabilityInterface(type);
+    EXPECT_NE(capability, nullptr);
+    return *static_cast<Capability*>(capability);
+}
+
+} // namespace
+
+Fields& Fields::add(char const* name, std::vector<char> bytes, PluginFieldType type, size_t length)
+{
+    mData.push_back(std::make_shared<std::vector<char>>(std::move(bytes)));
+    mFields.emplace_back(name, mData.back()->data(), type, static_cast<int32_t>(length));
+    return *this;
+}
+
+Fields& Fields::ints(char const* name, std::vector<int32_t> values)
+{
+    return add(name, bytesOf(values), PluginFieldType::kINT32, values.size());
+}
+
+Fields& Fields::longs(char const* name, std::vector<int64_t> values)
+{
+    return add(name, bytesOf(values), PluginFieldType::kINT64, values.size());
+}
+
+Fields& Fields::number(char const* name, float value)
+{
+    return add(name, bytesOf(std::vector<float>{value}), PluginFieldType::kFLOAT32, 1);
+}
+
+Fields& Fields::text(char const* name, std::string value)
+{
+    size_t const length = value.size();
+    return add(name, std::vector<char>(value.begin(), value.end()), PluginFieldType::kCHAR, length);
+}
+
+Fields& Fields::raw(char const* name, void const* data, PluginFieldType type, int32_t length)
+{
+    mFields.emplace_back(name, data, type, length);
+    return *this;
+}
+
+Fields& Fields::drop(std::string const& name)
+{
+    auto const isNamed = [&](PluginField const& field) { return field.name != nullptr && name == field.name; };
+    mFields.erase(std::remove_if(mFields.begin(), mFields.end(), isNamed), mFields.end());
+    return *this;
+}
+
+nvinfer1::PluginFieldCollection const* Fields::collection()
+{
+    mCollection.nbFields = static_cast<int32_t>(mFields.size());
+    mCollection.fields = mFields.data();
+    return &mCollection;
+}
+
+Fields scanFields(std::vector<int32_t> directions, std::vector<int32_t> columnMajor, int32_t height, float scale)
+{
+    Fields fields;
+    fields.ints("directions", std::move(directions)).ints("column_major", std::move(columnMajor));
+    fields.ints("height", {height}).number("scale", scale);
+    return fields;
+}
+
+Fields convFields(std::vector<int32_t> directions, std::string activation)
+{
+    Fields fields;
+    fields.ints("directions", std::move(directions)).text("activation", std::move(activation));
+    return fields;
+}
+
+nvinfer1::IPluginCreatorV3One& creatorOf(std::string const& name)
+{
+    int32_t count{0};
+    nvinfer1::IPluginCreatorInterface* const* const creators = getCreators(count);
+    for (int32_t i = 0; i < count; ++i)
+    {
+        auto* const creator = static_cast<nvinfer1::IPluginCreatorV3One*>(creators[i]);
+        if (name == creator->getPluginName())
+        {
+            return *creator;
+        }
+    }
+    throw std::runtime_error("no creator " + name);
+}
+
+std::unique_ptr<IPluginV3> create(std::string const& op, Fields& fields, nvinfer1::TensorRTPhase phase)
+{
+    return std::unique_ptr<IPluginV3>(creatorOf(op).createPlugin("/layer/7", fields.collection(), phase));
+}
+
+nvinfer1::IPluginV3OneCore& core(IPluginV3& plugin)
+{
+    return capabilityOf<nvinfer1::IPluginV3OneCore>(plugin, nvinfer1::PluginCapabilityType::kCORE);
+}
+
+nvinfer1::IPluginV3OneBuild& build(IPluginV3& plugin)
+{
+    return capabilityOf<nvinfer1::IPluginV3OneBuild>(plugin, nvinfer1::PluginCapabilityType::kBUILD);
+}
+
+nvinfer1::IPluginV3OneRuntime& runtime(IPluginV3& plugin)
+{
+    return capabilityOf<nvinfer1::IPluginV3OneRuntime>(plugin, nvinfer1::PluginCapabilityType::kRUNTIME);
+}
+
+Dims toDims(std::vector<int64_t> const& extents)
+{
+    Dims dims{};
+    dims.nbDims = static_cast<int32_t>(extents.size());
+    std::copy(extents.begin(), extents.end(), dims.d);
+    return dims;
+}
+
+std::vector<PluginTensorDesc> Tensors::fixed() const
+{
+    std::vector<PluginTensorDesc> descs;
+    for (size_t i = 0; i < dims.size(); ++i)
+    {
+        descs.push_back({toDims(dims[i]), types[i], nvinfer1::TensorFormat::kLINEAR, 1.0F});
+    }
+    return descs;
+}
+
+std::vector<DynamicPluginTensorDesc> Tensors::dynamic() const
+{
+    std::vector<DynamicPluginTensorDesc> descs;
+    for (PluginTensorDesc const& desc : fixed())
+    {
+        descs.push_back({desc, desc.dims, desc.dims, desc.dims});
+    }
+    return descs;
+}
+
+int32_t Tensors::nbInputs() const
+{
+    return static_cast<int32_t>(dims.size()) - 1;
+}
+
+Tensors scanTensors(ScanSizes const& s, DataType type)
+{
+    DataType const f32 = DataType::kFLOAT;
+    Tensors tensors{
+        {{s.sharedU ? 1 : s.groups, s.batch, s.length, s.channels},
+            {s.sharedXDbl ? 1 : s.groups, s.batch, s.length, s.rank + 2 * s.states}, {s.groups, s.channels, s.states},
+            {s.groups, s.channels}, {s.groups, s.channels, s.rank}, {s.groups, s.channels}},
+        {type, type, f32, f32, type, f32}};
+    if (s.gated)
+    {
+        tensors.dims.push_back({s.batch, s.length, s.channels});
+        tensors.types.push_back(type);
+    }
+    tensors.dims.push_back({s.batch, s.length, s.channels});
+    tensors.types.push_back(s.gated ? type : f32);
+    return tensors;
+}
+
+Tensors convTensors(int64_t batch, int64_t length, int64_t channels, int64_t width, int64_t groups, DataType type)
+{
+    return {
+        {{batch, length, channels}, {groups, channels, width}, {groups, channels}, {groups, batch, length, channels}},
+        {type, type, type, type}};
+}
+
+int32_t configure(IPluginV3& plugin, Tensors const& tensors)
+{
+    auto const descs = tensors.dynamic();
+    int32_t const nbInputs = tensors.nbInputs();
+    return build(plugin).configurePlugin(descs.data(), nbInputs, descs.data() + nbInputs, 1);
+}
+
+namespace
+{
+
+//! A constant or an unknown, behind the interface that the header's inline methods call.
+class Expression
+    : public nvinfer1::IDimensionExpr
+    , public nvinfer1::apiv::VDimensionExpr
+{
+public:
+    explicit Expression(int64_t value)
+        : mValue(value)
+    {
+        mImpl = this;
+    }
+
+    bool isConstant() const override
+    {
+        return mValue != -1;
+    }
+
+    int64_t getConstantValue() const override
+    {
+        return mValue;
+    }
+
+    bool isSizeTensor() const override
+    {
+        return false;
+    }
+
+private:
+    int64_t mValue;
+};
+
+} // namespace
+
+class Expressions::Impl
+    : public nvinfer1::IExprBuilder
+    , public nvinfer1::apiv::VExprBuilder
+{
+public:
+    Impl()
+    {
+        mImpl = this;
+    }
+
+    nvinfer1::IDimensionExpr const* constant(int64_t value) override
+    {
+        mExpressions.push_back(std::make_unique<Expression>(value));
+        return mExpressions.back().get();
+    }
+
+    nvinfer1::IDimensionExpr const* operation(
+        nvinfer1::DimensionOperation, nvinfer1::IDimensionExpr const&, nvinfer1::IDimensionExpr const&) override
+    {
+        return constant(-1);
+    }
+
+    nvinfer1::IDimensionExpr const* declareSizeTensor(
+        int32_t, nvinfer1::IDimensionExpr const&, nvinfer1::IDimensionExpr const&) override
+    {
+        return nullptr;
+    }
+
+private:
+    std::vector<std::unique_ptr<Expression>> mExpressions;
+};
+
+Expressions::Expressions()
+    : mImpl(std::make_unique<Impl>())
+{
+}
+
+Expressions::~Expressions() = default;
+
+nvinfer1::IExprBuilder& Expressions::builder()
+{
+    return *mImpl;
+}
+
+nvinfer1::DimsExprs Expressions::symbolic(std::vector<int64_t> const& extents)
+{
+    nvinfer1::DimsExprs expressions{};
+    expressions.nbDims = static_cast<int32_t>(extents.size());
+    for (size_t i = 0; i < extents.size(); ++i)
+    {
+        expressions.d[i] = static_cast<nvinfer1::apiv::VExprBuilder&>(*mImpl).constant(extents[i]);
+    }
+    return expressions;
+}
+
+int64_t Expressions::valueOf(nvinfer1::IDimensionExpr const* expression)
+{
+    return expression->isConstant() ? expression->getConstantValue() : -1;
+}
+
+class Listener::Finder
+    : public nvinfer1::ILoggerFinder
+    , public nvinfer1::ILogger
+{
+public:
+    ~Finder() override = default;
+
+    nvinfer1::ILogger* findLogger() override
+    {
+        return this;
+    }
+
+    void log(Severity severity, nvinfer1::AsciiChar const* message) noexcept override
+    {
+        EXPECT_EQ(severity, Severity::kERROR);
+        mText += std::string(message) + "\n";
+    }
+
+#if NV_TENSORRT_MAJOR >= 11
+    // Both bases are versioned interfaces from TensorRT 11 on.
+    nvinfer1::InterfaceInfo getInterfaceInfo() const noexcept override
+    {
+        return {"ILogger", 1, 0};
+    }
+#endif
+
+    std::string mText;
+};
+
+Listener::Listener()
+    : mFinder(std::make_unique<Finder>())
+{
+    setLoggerFinder(mFinder.get());
+}
+
+Listener::~Listener()
+{
+    setLoggerFinder(nullptr);
+}
+
+std::string Listener::text() const
+{
+    return mFinder->mText;
+}
+
+void Listener::clear()
+{
+    mFinder->mText.clear();
+}
+
+} // namespace vimdeploy::test
