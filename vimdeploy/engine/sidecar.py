@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vimdeploy.engine.boundary import Profile
 from vimdeploy.errors import ArtifactError
-from vimdeploy.files import sha256_file
+from vimdeploy.files import sha256_file, sidecar_of
 from vimdeploy.manifest import Manifest, TensorInfo, manifest_path
 
 SCHEMA_VERSION = 1
@@ -105,7 +105,7 @@ def read_engine_manifest(plan: Path) -> EngineManifest:
         ArtifactError: it is missing, unreadable, of a newer schema, or not of an engine.
 
     """
-    path = manifest_path(plan)
+    path = sidecar_of(plan, manifest_path(plan))
     again = "Build the engine again with 'vimdeploy build-engine'."
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
