@@ -130,6 +130,7 @@ struct Side
     float* rows;
     float2* slots;
     T* weights;
+    float* biases;
     T* rawU;
     T* rawX;
     T const* u;      //!< the sample's first row
@@ -150,6 +151,7 @@ __device__ __forceinline__ Side<T> makeSide(
     side.rows = reinterpret_cast<float*>(base);
     side.slots = reinterpret_cast<float2*>(base + layout.slots);
     side.weights = reinterpret_cast<T*>(base + layout.weights);
+    side.biases = reinterpret_cast<float*>(base + layout.biases);
     side.rawU = reinterpret_cast<T*>(base + layout.rawU);
     side.rawX = reinterpret_cast<T*>(base + layout.rawX);
     side.u = static_cast<T const*>(p.u) + side.group * p.uGroupStride + sample * p.length * p.channels;
@@ -290,8 +292,11 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
         startState<kSTATES, kN == 0>(p, state, side.index, side.direction, sample, chunk, channel, firstState);
     }
 
-    int32_t const biased = first + deltaChannel(channels, thread);
-    float const bias = biased < p.channels ? p.dtBias[static_cast<int64_t>(side.group) * p.channels + biased] : 0.0F;
+    if (thread < channels)
+    {
+        bool const inside = first + thread < p.channels;
+        side.biases[thread] = inside ? p.dtBias[static_cast<int64_t>(side.group) * p.channels + first + thread] : 0.0F;
+    }
     if (p.stagedWeights)
     {
         stageWeights<T>(p, layout, side.weights, side.dtRows, first, channels, thread);
@@ -309,11 +314,24 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
 #endif
         __syncthreads(); // the raw tile is there, and nobody reads the last tile's rows and slots any more
         convertRows<T>(p, layout, side.rows, side.rawX, tile.count, self, flat);
-        __syncthreads(); // rows are complete, rawX is free
-        computeDelta<T>(p, layout, side.slots, side.rows, side.rawU, side.weights, side.dtRows,
-            bias, tile.count, first, channels, self);
+        bool const tensor = kTENSOR_CORES<T> && p.tensorDelta;
+        if (tensor) // reads the raw tile, not the rows
+        {
+            if constexpr (kTENSOR_CORES<T>)
+            {
+                constexpr int32_t kTILES = kN != 0 && kN <= 2 * kSTATES ? 2 : 1;
+                computeDeltaTensor<T, kTILES>(p, side.slots, side.rawX, side.rawU, side.weights, side.biases, tile.count,
+                    channels, self);
+            }
+        }
+        else
+        {
+            __syncthreads(); // rows are complete
+            computeDelta<T>(p, layout, side.slots, side.rows, side.rawU, side.weights, side.dtRows, side.biases,
+                tile.count, first, channels, self);
+        }
 #if VIMDEPLOY_MUTANT != 1
-        __syncthreads(); // slots are complete, rawU is free
+        __syncthreads(); // rows and slots are complete, the raw tile is free
 #endif
         Tile next = tile;
         if (step + 1 < tiles)

@@ -78,6 +78,8 @@ scan::Params commonParams(
     params.vectorized = int64_t{shape.channels} * elementBytes % 16 == 0
         && isAligned({pointers.u, pointers.z, pointers.y, params.partial});
     params.stagedWeights = plan.stagedWeights;
+    // Pairs of dt_low are read as one word: the rows must be a whole number of words.
+    params.tensorDelta = plan.stagedWeights && elementBytes == 2 && shape.rank % 2 == 0;
     params.gated = shape.gated;
     return params;
 }

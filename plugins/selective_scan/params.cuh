@@ -49,6 +49,7 @@ struct Params
     bool columnMajor;
     bool vectorized;    //!< rows of u, z, y and partial start on 16-byte boundaries
     bool stagedWeights; //!< dt_weight in shared memory
+    bool tensorDelta;   //!< the rows of x_dbl allow the dt projection on tensor cores
     bool sumsBefore;    //!< an earlier launch left sums in partial
     bool finishes;      //!< no later launch adds to these tokens
     bool gated;
