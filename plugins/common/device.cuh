@@ -16,7 +16,7 @@
 #include "../emulation/device_emulation.h"
 #else
 #define VIMDEPLOY_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
-#define VIMDEPLOY_LAUNCH(kernel, grid, block, sharedBytes, stream, params)                                            \
+#define VIMDEPLOY_LAUNCH(kernel, grid, block, sharedBytes, stream, params) \
     (kernel<<<(grid), (block), (sharedBytes), (stream)>>>(params), cudaGetLastError())
 #endif
 
@@ -175,8 +175,7 @@ __device__ __forceinline__ void storeFloats(float* target, float const (&values)
 #pragma unroll
     for (int i = 0; i < kCOUNT; i += 4)
     {
-        *reinterpret_cast<float4*>(target + i)
-            = make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
+        *reinterpret_cast<float4*>(target + i) = make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
     }
 }
 

@@ -100,7 +100,8 @@ __device__ __forceinline__ void computeDelta(Params const& p, SharedLayout const
         }
         else
         {
-            T const* own = globalChannel < p.channels ? weights + static_cast<int64_t>(globalChannel) * p.rank : nullptr;
+            T const* own
+                = globalChannel < p.channels ? weights + static_cast<int64_t>(globalChannel) * p.rank : nullptr;
             addProducts<T, false>(p, layout, row, nullptr, 0, own, sums);
         }
         float inputs[kDELTA_RUN];
@@ -168,7 +169,7 @@ __device__ __forceinline__ void computeDeltaTensor(Params const& p, float2* slot
 #pragma unroll
             for (int32_t i = 0; i < 2 * kTILES; ++i)
             {
-                float(&own)[4] = sums[i / 2];
+                float (&own)[4] = sums[i / 2];
                 int32_t const slot = rows[i % 2] * channels + first + i / 2 * 8 + pair;
                 float u[2];
                 loadVector<T, 2>(rawU + slot, u);

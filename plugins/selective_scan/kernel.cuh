@@ -155,10 +155,9 @@ __device__ __forceinline__ Side<T> makeSide(
     side.rawU = reinterpret_cast<T*>(base + layout.rawU);
     side.rawX = reinterpret_cast<T*>(base + layout.rawX);
     side.u = static_cast<T const*>(p.u) + side.group * p.uGroupStride + sample * p.length * p.channels;
-    side.x = static_cast<T const*>(p.xDbl) + side.group * p.xDblGroupStride
-        + sample * p.length * (p.rank + 2 * p.states);
-    side.dtRows
-        = static_cast<T const*>(p.dtWeight) + static_cast<int64_t>(side.group) * p.channels * p.rank;
+    side.x
+        = static_cast<T const*>(p.xDbl) + side.group * p.xDblGroupStride + sample * p.length * (p.rank + 2 * p.states);
+    side.dtRows = static_cast<T const*>(p.dtWeight) + static_cast<int64_t>(side.group) * p.channels * p.rank;
     return side;
 }
 
@@ -186,8 +185,8 @@ __device__ __forceinline__ float* chunkStateOf(Params const& p, int64_t piece, i
 //! The state a chunk starts from, out of what the chunks before it (in walking order) left.
 //! \tparam kPADDED the last states of a thread may not exist
 template <int kSTATES, bool kPADDED>
-__device__ __forceinline__ void startState(Params const& p, State<kSTATES>& state, int32_t sideIndex,
-    int32_t direction, int64_t sample, int32_t chunk, int32_t channel, int32_t firstState)
+__device__ __forceinline__ void startState(Params const& p, State<kSTATES>& state, int32_t sideIndex, int32_t direction,
+    int64_t sample, int32_t chunk, int32_t channel, int32_t firstState)
 {
     int64_t const base = (sideIndex * p.batch + sample) * p.chunks;
     int32_t const before = direction > 0 ? chunk : p.chunks - 1 - chunk;
@@ -265,8 +264,7 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
     int32_t const end = min(p.length, begin + p.chunkLength);
     int32_t const tiles = (end - begin + p.tileLength - 1) / p.tileLength;
 
-    SharedLayout const layout
-        = sharedLayout(p.rank, states, kSTATES, lanes, p.tileLength, sizeof(T), p.stagedWeights);
+    SharedLayout const layout = sharedLayout(p.rank, states, kSTATES, lanes, p.tileLength, sizeof(T), p.stagedWeights);
     Side<T> const side = makeSide<T>(p, layout, shared, static_cast<int32_t>(threadIdx.y), thread, sample);
     bool const flat = layout.rowFloats == p.rank + 2 * states;
 
@@ -320,8 +318,8 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
             if constexpr (kTENSOR_CORES<T>)
             {
                 constexpr int32_t kTILES = kN != 0 && kN <= 2 * kSTATES ? 2 : 1;
-                computeDeltaTensor<T, kTILES>(p, side.slots, side.rawX, side.rawU, side.weights, side.biases, tile.count,
-                    channels, self);
+                computeDeltaTensor<T, kTILES>(
+                    p, side.slots, side.rawX, side.rawU, side.weights, side.biases, tile.count, channels, self);
             }
         }
         else
@@ -352,15 +350,14 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
         int32_t const rowStart = start;
 #endif
         scanTile<T, kSTATES, kSTATES_ONLY, kTWO_PARTS>(state, side.slots + start * channels + local,
-            side.rows + rowStart * layout.rowFloats + layout.rankPadded + firstState,
-            forward ? channels : -channels, forward ? layout.rowFloats : -layout.rowFloats, layout.statesPadded,
-            tile.count, lanes, lane);
+            side.rows + rowStart * layout.rowFloats + layout.rankPadded + firstState, forward ? channels : -channels,
+            forward ? layout.rowFloats : -layout.rowFloats, layout.statesPadded, tile.count, lanes, lane);
         if constexpr (!kSTATES_ONLY)
         {
 #if VIMDEPLOY_MUTANT == 12
             if (side.direction > 0)
 #endif
-            __syncthreads(); // the sums of both sides are complete
+                __syncthreads(); // the sums of both sides are complete
             bool const twoSides = blockDim.y > 1U;
             int32_t const mirror = tiles - 1 - step;
             bool const opposite = twoSides && p.direction[0] != p.direction[1];

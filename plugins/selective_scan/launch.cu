@@ -147,7 +147,7 @@ cudaError_t launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointer
         config.sharedBytes = static_cast<std::size_t>(pass.sides)
             * static_cast<std::size_t>(scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread,
                 threads.lanes, plan.tileLength, static_cast<int32_t>(sizeOf(shape.type)), plan.stagedWeights)
-                                           .bytes);
+                    .bytes);
 #if VIMDEPLOY_MUTANT == 6
         config.sharedBytes -= 4;
 #endif

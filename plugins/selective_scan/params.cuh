@@ -43,8 +43,8 @@ struct Params
     int32_t gridWidth;      //!< W of the H x W token grid, column-major walks only
     FastDivisor gridHeight; //!< H
     float scale;
-    int32_t xVectorBytes; //!< widest copy that every row of xDbl allows: 16, 8, 4 or 2
-    FastDivisor xVectors; //!< such copies per row
+    int32_t xVectorBytes;  //!< widest copy that every row of xDbl allows: 16, 8, 4 or 2
+    FastDivisor xVectors;  //!< such copies per row
     FastDivisor rowFloats; //!< SharedLayout::rowFloats
     bool columnMajor;
     bool vectorized;    //!< rows of u, z, y and partial start on 16-byte boundaries
