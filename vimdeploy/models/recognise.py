@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint import Checkpoint
+from vimdeploy.models.deit import DeitConfig
 from vimdeploy.models.recipe import Recipe, recipes
 from vimdeploy.models.vim_config import VimConfig, read_official_arguments
 from vimdeploy.models.vmamba_config import VmambaConfig
 
-FamilyConfig = VimConfig | VmambaConfig
+FamilyConfig = VimConfig | VmambaConfig | DeitConfig
 MODEL_ARGS = "--model-args"
 SHAPES = "the checkpoint's shapes"
 RELEASED = "the released models' defaults"
+OFFICIAL = "the official constructor's defaults"
 _RELEASED_DEFAULTS = {"final_pool_type": "mean"}
 """Where every released model differs from the official constructor's defaults and shapes cannot tell."""
 
@@ -78,6 +80,7 @@ def recognise_vim(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe:
     values, sources = merge_layers(layers)
     settle_img_size(checkpoint, shapes, layers, values, sources)
     config = VimConfig(**values)
+    sources.update({f.name: OFFICIAL for f in fields(VimConfig) if f.name not in sources})
     return Recognised("vim", config, sources, recipe or _recipe_for(config), tuple(notes))
 
 
