@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from vimdeploy.errors import ArtifactError, MissingDependencyError
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.vim import VisionMamba
+    from vimdeploy.graph.export import FamilyModel
 
 Array = npt.NDArray[np.float32]
 
@@ -29,38 +30,45 @@ class Backend(Protocol):
         ...
 
     def run(self, images: Array) -> dict[str, Array]:
-        """Map (B, C, H, W) float32 images to the outputs by name; the first one is the task's."""
+        """Map (B, C, H, W) float32 images to the outputs by name, the task's first."""
         ...
 
 
 class TorchBackend:
-    """The PyTorch model, float32, with the custom ops of this package."""
+    """The PyTorch model, float32, with the custom ops of this package, on a GPU where there is one."""
 
     name = "torch"
 
-    def __init__(self, model: VisionMamba, task: str, *, taps: bool = False) -> None:
+    def __init__(self, model: FamilyModel, task: str, *, taps: bool = False) -> None:
         """Hold a model in eval mode.
 
         Args:
             model: with the official parameters.
-            task: ``classify``, ``features`` or ``tokens``.
-            taps: also return residual and hidden of every block.
+            task: one of :data:`vimdeploy.models.tasks.TASKS`.
+            taps: also return the inner values of every block.
 
         """
-        from vimdeploy.graph.export import TASK_OUTPUTS, TappedModel, tap_names
-        from vimdeploy.models.vim import fold
+        import torch
 
+        from vimdeploy.graph.export import TappedModel
+        from vimdeploy.models.folding import fold
+
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self._device == "cuda":
+            model = copy.deepcopy(model).to(self._device)  # the caller's model stays where it is
         # Inner values are those of the folded form, which is what is exported; the plain form is the better reference.
         self._model = TappedModel(fold(model) if taps else model, task)
-        self._names = [TASK_OUTPUTS[task], *(tap_names(self._model.taps) if taps else [])]
+        self._names = [*self._model.outputs, *(self._model.taps if taps else [])]
 
     def run(self, images: Array) -> dict[str, Array]:
         """Compute the outputs; see :class:`Backend`."""
         import torch
 
-        with torch.no_grad():
-            outputs = self._model(torch.from_numpy(np.ascontiguousarray(images)))
-        return {name: output.float().numpy() for name, output in zip(self._names, outputs, strict=False)}
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
+        # A reference in TF32, cuDNN's default for convolutions, would be no reference.
+        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+            outputs = self._model(batch)
+        return {name: output.float().cpu().numpy() for name, output in zip(self._names, outputs, strict=False)}
 
 
 class OnnxBackend:

@@ -229,6 +229,7 @@ def _show_report(report: Report) -> None:
     rows = [
         (
             r.batch,
+            r.output,
             r.metrics.samples,
             f"{r.metrics.max_abs:.2e}",
             f"{r.metrics.relative_rms:.2e}",
@@ -239,7 +240,7 @@ def _show_report(report: Report) -> None:
         )
         for r in report.results
     ]
-    columns = ("batch", "images", "max abs", "relative RMS", "cosine", "top-1", "top-5", "within contract")
+    columns = ("batch", "output", "images", "max abs", "relative RMS", "cosine", "top-1", "top-5", "within contract")
     table(f"{report.candidate} against {report.reference}", columns, rows)
 
 

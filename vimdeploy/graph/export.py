@@ -14,45 +14,45 @@ from onnxscript.values import Opset
 from torch import Tensor, nn
 
 from vimdeploy import __version__
-from vimdeploy.errors import UsageError, nearest
+from vimdeploy.errors import UsageError
 from vimdeploy.graph import contract
 from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.schema import register_schemas
-from vimdeploy.models.vim import VisionMamba, fold
+from vimdeploy.models.folding import fold
+from vimdeploy.models.tasks import find_taps, find_task
+from vimdeploy.models.vim import VisionMamba
+from vimdeploy.models.vmamba import VSSM
 
-TASK_OUTPUTS: dict[str, str] = {"classify": "logits", "features": "features", "tokens": "tokens"}
 INPUT = "images"
+FamilyModel = VisionMamba | VSSM
 
 
 def export_onnx(
-    model: VisionMamba, *, task: str = "classify", batch: int | None = None, opset: int = contract.DEFAULT_OPSET
+    model: FamilyModel, *, task: str = "classify", batch: int | None = None, opset: int = contract.DEFAULT_OPSET
 ) -> onnx.ModelProto:
-    """Export a Vision Mamba.
+    """Export a model of the family.
 
     Args:
         model: with the official parameters; it is not changed.
         task: ``classify`` gives ``logits`` (B, classes), ``features`` what the head sees (B, D), ``tokens`` the normed
-            sequence (B, L, D).
+            sequence (B, L, D), ``dense`` the feature maps of a backbone (B, D, h, w), one output each.
         batch: a fixed batch size; None exports any batch.
         opset: of the standard ONNX operators.
 
     Returns:
-        A model with input ``images`` (B, C, H, W) float32. The values entering and leaving block i keep the names
-        ``block.i.residual`` and ``block.i.hidden``, so that a comparison can find the first block that departs.
+        A model with input ``images`` (B, C, H, W) float32. The values of its blocks keep the names that
+        :func:`~vimdeploy.models.tasks.find_taps` gives, so that a comparison can find the first block that departs.
 
     Raises:
-        UsageError: an unknown task, or an opset that the function bodies cannot be written in.
+        UsageError: an opset that the function bodies cannot be written in, or a task that does not fit the model.
 
     """
-    if task not in TASK_OUTPUTS:
-        raise UsageError(f"There is no task '{task}'.", hint=nearest(task, TASK_OUTPUTS))
     if not contract.MIN_OPSET <= opset <= contract.MAX_OPSET:
         raise UsageError(f"opset {opset} is not supported.", hint=f"Use {contract.MIN_OPSET} to {contract.MAX_OPSET}.")
     register_schemas()
     wrapper = TappedModel(fold(model), task)
     config = model.config
     images = torch.zeros(batch or 2, config.channels, *config.img_size)
-    names = [TASK_OUTPUTS[task], *tap_names(wrapper.taps)]
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             wrapper,
@@ -60,18 +60,13 @@ def export_onnx(
             dynamo=True,
             opset_version=opset,
             input_names=[INPUT],
-            output_names=names,
+            output_names=[*wrapper.outputs, *wrapper.taps],
             dynamic_shapes=None if batch else ({0: torch.export.Dim("batch")},),
             custom_translation_table=_translations(),
             verbose=False,
         )
         assert program is not None
-    return _finish(program.model_proto)
-
-
-def tap_names(blocks: int) -> list[str]:
-    """Return the names of the values that enter and leave each block, in the order of computation."""
-    return [f"block.{i}.{what}" for i in range(blocks) for what in ("residual", "hidden")]
+    return _finish(program.model_proto, len(wrapper.outputs))
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
@@ -80,33 +75,36 @@ def serialize(model: onnx.ModelProto) -> bytes:
 
 
 class TappedModel(nn.Module):
-    """The task's output, followed by residual and hidden of every block that runs."""
+    """The task's outputs, followed by the inner values of every block that runs."""
 
-    def __init__(self, model: VisionMamba, task: str) -> None:
+    def __init__(self, model: FamilyModel, task: str) -> None:
         super().__init__()
         self.model = model
-        self.run: Callable[[Tensor], Tensor] = {
-            "classify": model.forward,
-            "features": model.forward_features,
-            "tokens": model.forward_tokens,
-        }[task]
-        # An odd last layer of if_bidirectional never runs.
-        self.taps = len(model.layers) // 2 * 2 if model.config.if_bidirectional else len(model.layers)
+        self._task, self._taps = find_task(model, task), find_taps(model)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the task's outputs."""
+        return list(self._task.outputs)
+
+    @property
+    def taps(self) -> list[str]:
+        """Names of the inner values, in the order of computation."""
+        return [name for tap in self._taps for name in tap.names]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return (output, block 0 residual, block 0 hidden, block 1 residual, ...)."""
+        """Return the outputs and the inner values of images (B, C, H, W)."""
         seen: list[Tensor] = []
-
-        def remember(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-            seen.extend((output[1], output[0]))
-
-        hooks = [layer.register_forward_hook(remember) for layer in self.model.layers]
+        hooks = [
+            tap.module.register_forward_hook(lambda _module, _inputs, output, tap=tap: seen.extend(tap.read(output)))
+            for tap in self._taps
+        ]
         try:
-            result = self.run(images)
+            result = self._task.run(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        return (result, *seen)
+        return (*result, *seen)
 
 
 def _translations() -> dict[Any, Callable[..., Any]]:
@@ -147,9 +145,9 @@ def _translations() -> dict[Any, Callable[..., Any]]:
     }
 
 
-def _finish(model: onnx.ModelProto) -> onnx.ModelProto:
+def _finish(model: onnx.ModelProto, outputs: int) -> onnx.ModelProto:
     """Drop the taps from the outputs, strip what only the exporter needs, and add the bodies of the custom ops."""
-    del model.graph.output[1:]
+    del model.graph.output[outputs:]
     _remove_unused(model.graph)
     _strip_metadata(model)
     add_functions(model)

@@ -6,7 +6,7 @@ Combinations on which the official code crashes, or which are random by construc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -129,13 +129,16 @@ class OfficialArguments:
     notes: tuple[str, ...]
 
 
-def read_official_arguments(arguments: Mapping[str, Any], source: str) -> OfficialArguments:
+def read_official_arguments(
+    arguments: Mapping[str, Any], source: str, others: Collection[str] = ()
+) -> OfficialArguments:
     """Translate arguments of the official constructor into fields of :class:`VimConfig`.
 
     Args:
         arguments: names and values as one would pass them to the official ``VisionMamba``; ``ssm_cfg`` may be nested
             or its members may stand beside the others.
         source: where they come from, for messages.
+        others: names that the caller understands beside these, to suggest for a misspelt one.
 
     Returns:
         The fields that were given, and notes on those that the official code swallows.
@@ -172,7 +175,7 @@ def read_official_arguments(arguments: Mapping[str, Any], source: str) -> Offici
         if name in IGNORED_ARGUMENTS | _IGNORED_SSM_ARGUMENTS:
             continue
         if name not in known:
-            accepted = known | IGNORED_ARGUMENTS | {"ssm_cfg", "if_bimamba"}
+            accepted = known | IGNORED_ARGUMENTS | {"ssm_cfg", "if_bimamba"} | set(others)
             raise UsageError(f"{source}: unknown model argument '{name}'.", hint=nearest(name, accepted))
         values[name] = _convert(name, value, source)
     return OfficialArguments(values, tuple(notes))

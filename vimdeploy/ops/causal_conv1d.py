@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vimdeploy.ops.implementation import implementation
+from vimdeploy.ops.official import official_causal_conv1d
+
 
 def causal_conv1d_reference(
     x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[int], activation: str = "silu"
@@ -70,6 +73,8 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[
         ValueError: a shape, direction or activation does not fit the contract.
     """
     _check(x, weight, bias, directions, activation)
+    if x.is_cuda and implementation() == "mamba-ssm":
+        return official_causal_conv1d(x, weight, bias, directions, activation)
     return causal_conv1d_differentiable(x, weight, bias, directions, activation)
 
 

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vimdeploy.ops.causal_conv1d import check_directions
+from vimdeploy.ops.implementation import implementation
+from vimdeploy.ops.official import official_selective_scan
 
 _CHUNK_BYTES = 512 << 10
 """Bytes of state that one chunk of the vectorised scan holds: small enough that decay and state stay in the
@@ -123,6 +125,12 @@ def selective_scan(
         ValueError: a shape or attribute does not fit the contract.
     """
     _check(u, x_dbl, A, D, dt_weight, dt_bias, z, directions, column_major, height)
+    if u.is_cuda and implementation() == "mamba-ssm":
+        orders = [
+            torch.tensor(_walk(u.shape[2], *walk, height), device=u.device)
+            for walk in zip(directions, column_major, strict=True)
+        ]
+        return official_selective_scan(u, x_dbl, A, D, dt_weight, dt_bias, z, orders, scale)
     return _scan(u, x_dbl, A, D, dt_weight, dt_bias, z, directions, column_major, height, scale, in_place=True)
 
 

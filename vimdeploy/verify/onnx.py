@@ -17,7 +17,7 @@ from vimdeploy.verify.metrics import Metrics, compare, relative_rms
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.vim import VisionMamba
+    from vimdeploy.graph.export import FamilyModel
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -26,9 +26,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One comparison at one batch size."""
+    """One comparison of one output at one batch size."""
 
     batch: int
+    output: str
     metrics: Metrics
 
 
@@ -51,7 +52,12 @@ class Report:
     @property
     def violations(self) -> list[str]:
         """Everything that broke the contract, with its batch size."""
-        return [f"batch {r.batch}: {text}" for r in self.results for text in r.metrics.violations]
+        several = len({r.output for r in self.results}) > 1
+        return [
+            f"batch {r.batch}{f', output {r.output}' if several else ''}: {text}"
+            for r in self.results
+            for text in r.metrics.violations
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -60,14 +66,14 @@ class Report:
             "reference": self.reference,
             "candidate": self.candidate,
             "contract": self.contract.model_dump(),
-            "results": [{"batch": r.batch, **r.metrics.to_dict()} for r in self.results],
+            "results": [{"batch": r.batch, "output": r.output, **r.metrics.to_dict()} for r in self.results],
             "departs": self.departs,
         }
 
 
 def verify_onnx(
     onnx_model: Path | onnx.ModelProto,
-    model: VisionMamba,
+    model: FamilyModel,
     task: str,
     images: Array,
     batches: Sequence[int],
@@ -79,7 +85,7 @@ def verify_onnx(
     Args:
         onnx_model: a file or a model in memory.
         model: the PyTorch model in eval mode.
-        task: what both compute: ``classify``, ``features`` or ``tokens``.
+        task: what both compute, one of :data:`vimdeploy.models.tasks.TASKS`.
         images: (N, C, H, W) float32.
         batches: sizes at which the ONNX model runs; every size sees all images.
         contract: the bounds to keep.
@@ -88,35 +94,37 @@ def verify_onnx(
     """
     total, done = len(images) * (len(batches) + 1), 0
 
-    def run(backend: Backend, batch: int) -> Array:
+    def run(backend: Backend, batch: int) -> dict[str, Array]:
         nonlocal done
         parts = []
         for part in _split(images, batch):
-            parts.append(next(iter(backend.run(part).values())))
+            parts.append(backend.run(part))
             done = min(done + len(part), total)
             if progress:
                 progress(done, total)
-        return np.concatenate(parts)[: len(images)]
+        return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]}
 
     candidate = OnnxBackend(onnx_model)
     expected = run(TorchBackend(model, task), max(batches))
-    results = tuple(
-        BatchResult(batch, compare(run(candidate, batch), expected, contract, classes=task == "classify"))
-        for batch in batches
-    )
+    results = []
+    for batch in batches:
+        outputs = run(candidate, batch)
+        for name, reference in expected.items():
+            metrics = compare(outputs[name], reference, contract, classes=task == "classify")
+            results.append(BatchResult(batch, name, metrics))
     departs = None
     if not all(result.metrics.passed for result in results):
         departs = first_departure(onnx_model, model, task, images[: min(batches)], contract)
-    return Report("torch float32", "ONNX Runtime", contract, results, departs)
+    return Report("torch float32", "ONNX Runtime", contract, tuple(results), departs)
 
 
 def first_departure(
-    onnx_model: Path | onnx.ModelProto, model: VisionMamba, task: str, images: Array, contract: ParityContract
+    onnx_model: Path | onnx.ModelProto, model: FamilyModel, task: str, images: Array, contract: ParityContract
 ) -> str:
     """Return, in words, the first inner value in which the two models differ by more than rounding."""
     reference = TorchBackend(model, task, taps=True).run(images)
-    result, *taps = reference
-    candidate = OnnxBackend(onnx_model, taps=taps).run(images)
+    candidate = OnnxBackend(onnx_model, taps=list(reference)).run(images)
+    taps = [name for name in reference if name.startswith("block.")]
     bound = max(contract.relative_rms or 0.0, 1e-4)
     missing = [tap for tap in taps if tap not in candidate]
     if missing:
@@ -127,9 +135,12 @@ def first_departure(
             _, block, what = tap.split(".")
             if what == "residual" and block == "0":
                 return "before block 0: patch embedding, class token or position embeddings"
-            where = "its residual input" if what == "residual" else "the output of its mixer"
+            where = {"residual": "its residual input", "hidden": "the output of its mixer", "output": "its output"}[
+                what
+            ]
             return f"block {block}, {where}"
-    return f"after the last block: final norm, choice of tokens or head ({result})"
+    outputs = ", ".join(name for name in reference if name not in taps)
+    return f"after the last block: final norm, choice of tokens or head ({outputs})"
 
 
 def _split(images: Array, batch: int) -> list[Array]:

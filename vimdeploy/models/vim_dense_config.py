@@ -1,0 +1,152 @@
+"""Configuration of the dense Vision Mamba backbones (hustvl/Vim, ``seg/backbone/vim.py`` and ``.../backbone/vim.py``).
+
+What the official backbones crash on or leave out in silence is refused here with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vimdeploy.errors import ModelError, UsageError, nearest
+from vimdeploy.models.vim_config import OfficialArguments, VimConfig, read_official_arguments
+
+LAST_LAYER_PROCESSES = ("none", "add", "add & norm")
+_DENSE_ARGUMENTS = ("out_indices", "if_fpn", "use_residual_as_feature", "last_layer_process", "out_feature")
+_IGNORED_ARGUMENTS = ("use_checkpoint", "type", "final_pool_type", "flip_img_sequences_ratio")
+"""What the dense forward never reads."""
+
+
+@dataclass(frozen=True)
+class VimDenseConfig(VimConfig):
+    """A Vision Mamba as a backbone: ``kind`` is ``seg`` (feature maps of some layers) or ``det`` (of the last).
+
+    There is never a class token: the official backbones delete it, and its row of the position embeddings.
+    """
+
+    kind: str = "seg"
+    num_classes: int = 0
+    if_cls_token: bool = False
+    out_indices: tuple[int, ...] = (3, 5, 7, 11)
+    """Layers whose output is returned (``seg``)."""
+    if_fpn: bool = True
+    """Whether four small networks turn the features into a pyramid (``seg``)."""
+    use_residual_as_feature: bool = False
+    last_layer_process: str = "none"
+    out_feature: str = "last_feat"
+    """Name of the feature map (``det``)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.last_layer_process not in LAST_LAYER_PROCESSES:
+            raise UsageError(
+                f"last_layer_process '{self.last_layer_process}' does not exist.",
+                hint=nearest(self.last_layer_process, LAST_LAYER_PROCESSES),
+            )
+        if self.if_cls_token:
+            raise UsageError("A dense backbone has no class token; leave if_cls_token out.")
+        if not self.if_abs_pos_embed:
+            raise ModelError("if_abs_pos_embed false: the official dense backbones crash without position embeddings.")
+        if self.kind == "seg":
+            _check_features(self)
+        elif self.last_layer_process == "add & norm":
+            raise ModelError(
+                "last_layer_process 'add & norm': the official detection backbone deletes its last norm and crashes."
+            )
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the outputs: p2, p3, ... by stride for a pyramid, feat_<layer> for plain features."""
+        if self.kind == "det":
+            return (self.out_feature,)
+        if not self.if_fpn:
+            return tuple(f"feat_{i}" for i in self.out_indices)
+        finest = self.stride.bit_length() - 1 - (2 if self.patch_size[0] == 16 else 1)
+        count = 4 if len(self.out_indices) == 1 else len(self.out_indices)
+        return tuple(f"p{finest + i}" if finest >= 0 else f"level_{i}" for i in range(count))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the official code here."""
+        if self.img_size[0] == self.img_size[1]:
+            return ()
+        return ("the official dense backbones serve square images only; the map is laid out as the patches are",)
+
+    def official(self) -> dict[str, Any]:
+        """Return the configuration as arguments of the official constructor (``kind`` names the class)."""
+        values = super().official()
+        values["in_chans"] = values.pop("channels")
+        values["out_indices"] = list(self.out_indices)
+        unused = ("out_feature",) if self.kind == "seg" else ("out_indices", "use_residual_as_feature")
+        return {name: value for name, value in values.items() if name not in unused}
+
+
+def read_dense_arguments(arguments: Mapping[str, Any], source: str) -> OfficialArguments:
+    """Translate arguments of the official ``VisionMambaSeg`` or ``VisionMambaDet`` into fields.
+
+    Args:
+        arguments: names and values; ``kind`` (``seg`` or ``det``) may stand among them.
+        source: where they come from, for messages.
+
+    Raises:
+        UsageError: a name or a type that the official constructors do not know.
+        ModelError: a combination on which the official code crashes.
+
+    """
+    given = {name: value for name, value in arguments.items() if name not in _IGNORED_ARGUMENTS}
+    if "in_chans" in given:
+        given["channels"] = given.pop("in_chans")
+    own = {name: given.pop(name) for name in (*_DENSE_ARGUMENTS, "kind") if name in given}
+    if given.pop("use_double_cls_token", False) and given.get("if_cls_token", True):
+        raise ModelError(f"{source}: use_double_cls_token crashes the official dense backbones.")
+    given.pop("if_cls_token", None)
+    read = read_official_arguments(given, source, _DENSE_ARGUMENTS)
+    return OfficialArguments({**read.values, **{k: _convert(k, v, source) for k, v in own.items()}}, read.notes)
+
+
+def _convert(name: str, value: Any, source: str) -> Any:
+    if name == "out_indices":
+        if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
+            return tuple(value)
+        raise UsageError(f"{source}: out_indices must be a list of integers, not {value!r}.")
+    kind = bool if name in ("if_fpn", "use_residual_as_feature") else str
+    if type(value) is not kind:
+        raise UsageError(f"{source}: {name} must be a {kind.__name__}, not {value!r}.")
+    if name == "kind" and value not in ("seg", "det"):
+        raise UsageError(f"{source}: kind must be 'seg' or 'det', not {value!r}.")
+    return value
+
+
+def _check_features(config: VimDenseConfig) -> None:
+    indices, last = config.out_indices, config.depth - 1
+    if not indices or any(not 0 <= i <= last for i in indices):
+        raise ModelError(
+            f"out_indices {list(indices)}: there are layers 0 to {last}; the official code skips others in silence."
+        )
+    if list(indices) != sorted(set(indices)):
+        raise ModelError(
+            f"out_indices {list(indices)} must ascend: the official code returns features in the layers' order."
+        )
+    if config.if_bidirectional and (indices != (last,) or not config.use_residual_as_feature):
+        raise ModelError(
+            "if_bidirectional: the official segmentation backbone then collects no features but the last residual.",
+            hint=f"Only out_indices [{last}] with use_residual_as_feature true gives an output.",
+        )
+    if config.if_fpn:
+        _check_pyramid(config)
+
+
+def _check_pyramid(config: VimDenseConfig) -> None:
+    patch = config.patch_size
+    if patch not in ((16, 16), (8, 8)):
+        raise ModelError(f"if_fpn has no layers for patch_size {patch[0]} x {patch[1]}: the official code crashes.")
+    if len(config.out_indices) > 4:
+        raise ModelError(f"if_fpn has four levels, out_indices {len(config.out_indices)}: the official code crashes.")
+    levels = len(config.feature_names)
+    divisor = ([1, 1, 1, 2] if patch[0] == 16 else [1, 1, 2, 4])[levels - 1]
+    if min(config.grid) < divisor:
+        raise ModelError(
+            f"An image of {config.img_size[0]} x {config.img_size[1]} pixels has {config.grid[0]} x {config.grid[1]} "
+            f"patches: too few for the coarsest level of the pyramid, which divides them by {divisor}."
+        )
