@@ -67,8 +67,19 @@ def build(folder: Path, compute_capability: str) -> Built:
             _build_kernels(common, target, library, report)
         if not driver.is_file():
             linking = ["-L", str(target), "-lvimdeploy_kernels", f"-Xlinker=-rpath={target}"]
-            _run([*common, "-I", str(plugin_sources()), "-x", "cu", str(HERE / "sanitizer_driver.cpp"), "-o",
-                  str(driver), *linking])
+            _run(
+                [
+                    *common,
+                    "-I",
+                    str(plugin_sources()),
+                    "-x",
+                    "cu",
+                    str(HERE / "sanitizer_driver.cpp"),
+                    "-o",
+                    str(driver),
+                    *linking,
+                ]
+            )
         if not ceilings.is_file():
             _run([*common, "-Xcompiler=-fPIC", "-shared", str(HERE / "ceilings.cu"), "-o", str(ceilings)])
     return Built(library, driver, ceilings, read_ptxas(report.read_text()))

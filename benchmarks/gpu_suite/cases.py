@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -43,7 +43,9 @@ class ScanCase:
 
     @property
     def name(self) -> str:
-        walks = "".join(("+" if d > 0 else "-") + "rc"[c] for d, c in zip(self.directions, self.column_major))
+        walks = "".join(
+            ("+" if d > 0 else "-") + "rc"[c] for d, c in zip(self.directions, self.column_major, strict=True)
+        )
         flags = [n for n in ("shared_u", "shared_x", "gated", "misaligned") if getattr(self, n)]
         return (
             f"scan {self.dtype} B={self.batch} L={self.length} E={self.channels} N={self.states} R={self.rank} {walks}"
@@ -88,14 +90,15 @@ class ScanInputs:
 
     def map(self, function: Any) -> ScanInputs:
         """Apply ``function`` to every tensor."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: None if v is None else function(v) for k, v in values.items()})
+        values = (getattr(self, f.name) for f in fields(self))
+        return ScanInputs(*(None if value is None else function(value) for value in values))  # type: ignore[arg-type]
 
 
 def scan_inputs(case: ScanCase, seed: int, device: str) -> ScanInputs:
-    """Draw inputs like those of a trained model; ``small_dt`` has steps of 1e-4 and no skip, ``large_dt`` ones above 20.
+    """Draw inputs like those of a trained model, or harder ones.
 
-    The skip D hides errors of small steps, and softplus turns linear at 20.
+    ``small_dt`` has steps of 1e-4 and no skip, which would hide their errors; ``large_dt`` has steps on both sides of
+    20, where softplus turns linear.
     """
     generator = torch.Generator(device).manual_seed(seed)
     dtype = DTYPES[case.dtype]

@@ -16,12 +16,8 @@ _COPY_BYTES = 2 << 30
 
 def measure_ceilings(library: Path) -> dict[str, float]:
     """Return bytes per second of a copy (read plus written) and exponentials per second."""
-    source = torch.randint(0, 255, (2, _COPY_BYTES), dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    copy = measure(lambda i: target[i].copy_(source[i]), 2)
-    del source, target
+    copy = _measure_copy()
     torch.cuda.empty_cache()
-
     exponentials = ctypes.CDLL(str(library))
     chains = exponentials.gpu_suite_exp_chains()
     blocks = torch.cuda.get_device_properties(0).multi_processor_count * 32
@@ -39,6 +35,12 @@ def measure_ceilings(library: Path) -> dict[str, float]:
         "copy_bytes_per_s": 2 * _COPY_BYTES / copy["median_us"] * 1e6,
         "exp_per_s": blocks * 256 * chains * iterations / rate["median_us"] * 1e6,
     }
+
+
+def _measure_copy() -> dict[str, Any]:
+    source = torch.randint(0, 255, (2, _COPY_BYTES), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return measure(lambda i: target[i].copy_(source[i]), 2)
 
 
 def scan_bytes(case: ScanCase) -> int:

@@ -72,7 +72,9 @@ def verdicts(cases: Cases) -> list[Verdict]:
         _judge(cases, f"{operation}, E=384 L=197 B=64: at least 5x", 5.0, "x", whole, [(384, 197)], 64),
         _judge(cases, f"{operation}, E=384 L=6085 B=64: at least 5x", 5.0, "x", whole, [(384, 6085)], 64),
         _judge(cases, f"{operation}, batch 1, every shape: at least 4x", 4.0, "x", whole, every, 1),
-        _judge(cases, "share of the binding floor, batch 64, every shape: at least 60 %", 0.6, "", floor_share, every, 64),
+        _judge(
+            cases, "share of the binding floor, batch 64, every shape: at least 60 %", 0.6, "", floor_share, every, 64
+        ),
     ]
 
 

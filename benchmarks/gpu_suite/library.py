@@ -90,7 +90,7 @@ class Kernels:
         """Return what the library decides for a shape; ``variant`` 0 lets it choose."""
         plan = _ScanPlan(struct_size=ctypes.sizeof(_ScanPlan))
         self._check(self._library.vimdeploy_scan_plan_query(byref(_describe(case, variant)), byref(plan)))
-        return {name: getattr(plan, name) for name, _ in _ScanPlan._fields_[1:]}
+        return {field[0]: getattr(plan, field[0]) for field in _ScanPlan._fields_[1:]}
 
     def workspace_size(self, case: ScanCase, variant: int = 0) -> int:
         """Return the bytes of workspace that a shape takes."""

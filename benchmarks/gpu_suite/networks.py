@@ -72,7 +72,9 @@ class PeerMixer(nn.Module):
     def __init__(self, mamba: Mamba, peer: Peer, conv: Conv, dtype: torch.dtype) -> None:
         super().__init__()
         self.peer, self.conv, self.divides = peer, conv, mamba.divides
-        self.in_proj, self.out_proj = (nn.Parameter(m.weight.detach().to(dtype)) for m in (mamba.in_proj, mamba.out_proj))
+        self.in_proj, self.out_proj = (
+            nn.Parameter(m.weight.detach().to(dtype)) for m in (mamba.in_proj, mamba.out_proj)
+        )
         for suffix in ("", "_b"):
             conv1d = getattr(mamba, f"conv1d{suffix}")
             halves = {"conv_weight": conv1d.weight[:, 0], "conv_bias": conv1d.bias}

@@ -171,7 +171,7 @@ def _on_path(tool: str) -> bool:
 def torch_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """Compute what the peer computes as a loop over tokens: the stand-in of a dry run, and what tests compare with."""
+    """Compute what the peer computes as a loop over tokens: its stand-in in a dry run."""
     value, step = u.float(), F.softplus(delta.float() + delta_bias[:, None])
     h = value.new_zeros(*u.shape[:2], A.shape[1])
     outputs = []
@@ -184,7 +184,7 @@ def torch_scan(
 
 @dataclass(frozen=True)
 class PeerProblem:
-    """The inputs of a bidirectional scan as Vim's code has them, with every intermediate that a partial timing needs."""
+    """The inputs of a bidirectional scan as Vim's code has them, with all that a partial timing needs."""
 
     xz: Tensor
     """(B, 2E, L): what in_proj emits; the backward branch starts with its flip."""

@@ -1,4 +1,4 @@
-"""The equations of the op contract in float64, as plain as they can be written. Slow, and shares no code with the ops."""
+"""The equations of the op contract in float64, written plainly. Slow, and without a line of the ops' code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def scan_reference(case: ScanCase, inputs: ScanInputs) -> Tensor:
     total = torch.zeros_like(wide.u[0])
     for g in range(case.groups):
         u = wide.u[0 if case.shared_u else g]
-        low, B, C = wide.x_dbl[0 if case.shared_x else g].split([case.rank, case.states, case.states], dim=-1)
+        x_dbl = wide.x_dbl[0 if case.shared_x else g]
+        low, B, C = torch.split_with_sizes(x_dbl, [case.rank, case.states, case.states], dim=-1)
         delta = _softplus(low @ wide.dt_weight[g].T + wide.dt_bias[g])
         h = u.new_zeros(case.batch, case.channels, case.states)
         for t in token_order(case, g):

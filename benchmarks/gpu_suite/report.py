@@ -1,4 +1,4 @@
-"""Part ``report``: what the other parts wrote, as a page of tables. What was not measured says so, and has no number."""
+"""Part ``report``: what the other parts wrote, as a page of tables. What was not measured says so, without a number."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def _checks(parts: dict[str, Part]) -> list[str]:
         state = "" if part["complete"] else " (UNFINISHED)"
         where = " on the host emulation" if part["identity"]["dry_run"] else ""
         lines.append(
-            f"- correctness{where}{state}: {len(part['cases']) - len(failed)} of {len(part['cases'])} cases right, seed "
-            f"{part['notes'].get('seed')}; largest error, of the maximum: {errors}"
+            f"- correctness{where}{state}: {len(part['cases']) - len(failed)} of {len(part['cases'])} cases right, "
+            f"seed {part['notes'].get('seed')}; largest error, of the maximum: {errors}"
         )
         lines += [f"  - WRONG {name}: {'; '.join(wrong)}" for name, wrong in list(failed.items())[:8]]
         lines += [f"  - {part['notes']['far']}"] if "far" in part["notes"] else []
@@ -104,8 +104,10 @@ def _tools() -> tuple[str, ...]:
 
 def _kernels(part: Part | None) -> list[str]:
     cases = measured_cases(part)
+    if not cases:
+        return [f"{NOT_MEASURED.capitalize()}."]
     lines = []
-    if part is not None and cases:
+    if part is not None:
         ceilings = part["notes"]["ceilings"]
         lines += [
             f"Peer: {part['notes']['peer']}. {part['notes']['peer_notes']}".strip(),
@@ -145,9 +147,11 @@ def _kernel_row(case: dict[str, Any] | None) -> tuple[str, ...]:
 
 def _models(part: Part | None) -> list[str]:
     cases = measured_cases(part)
+    if not cases:
+        return [f"{NOT_MEASURED.capitalize()}."]
     names = {"vim": "Vim, ours", "vim-peer": "Vim, peer", "deit": "DeiT", "deit-plain": "DeiT, plain attention"}
     lines = []
-    if part is not None and cases:
+    if part is not None:
         lines += [f"Images per second and peak memory, CUDA graph. Peer: {part['notes']['peer']}.", ""]
     rows = []
     for batch in sorted(models.BATCHES):
@@ -193,6 +197,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def summary(folder: Path) -> str:
-    """Return the few lines that are printed last."""
+    """Return the few lines that are printed last: the goals, and where the rest is."""
     data = json.loads((folder / "report.json").read_text())
-    return "\n".join(f"{row['text']:<40} {row['goal']}" for row in data["goals"])
+    rows = [(row["goal"], row["text"]) for row in data["goals"]]
+    return "\n".join([*_table(("goal", "result"), rows), f"All of it: {folder / 'report.md'}"])

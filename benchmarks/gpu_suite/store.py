@@ -1,4 +1,4 @@
-"""Results on disk: one JSON file per part, written after every case, so that a killed run loses only what was running."""
+"""Results on disk: one JSON file per part, written after every case. A killed run loses only what was running."""
 
 from __future__ import annotations
 

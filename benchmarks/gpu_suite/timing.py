@@ -10,6 +10,9 @@ from typing import Any
 import torch
 
 MIN_REPLAYS = 7
+MIN_SLOW_REPLAYS = 3
+"""Of a graph that takes longer than :data:`SLOW_US`: whole networks at batch 64 take seconds."""
+SLOW_US = 300_000
 MAX_REPLAYS = 200
 MAX_SETS = 512
 
@@ -48,12 +51,19 @@ def measure(call: Callable[[int], Any], sets: int, *, seconds: float = 0.3) -> d
     with torch.cuda.graph(graph):
         for i in range(sets):
             call(i)
-    once = statistics.median(_replay(graph, 3))
-    replays = int(min(MAX_REPLAYS, max(MIN_REPLAYS, seconds * 1e6 / max(once, 1.0) / 2)))
-    _replay(graph, min(replays, int(50_000 / max(once, 1.0)) + 1))  # 50 ms for the clocks to settle
+    once = min(_replay(graph, 2))
+    replays = replays_of(once, seconds)
+    if once < SLOW_US:
+        _replay(graph, min(replays, int(50_000 / max(once, 1.0)) + 1))  # 50 ms for the clocks to settle
     first, second = _replay(graph, replays), _replay(graph, replays)
     del graph
     return asdict(summarise(first, second, sets))
+
+
+def replays_of(once_us: float, seconds: float) -> int:
+    """Return how often to replay a graph, twice, so that both series together take about ``seconds``."""
+    least = MIN_REPLAYS if once_us < SLOW_US else MIN_SLOW_REPLAYS
+    return int(min(MAX_REPLAYS, max(least, seconds * 1e6 / max(once_us, 1.0) / 2)))
 
 
 def summarise(first: Sequence[float], second: Sequence[float], calls: int) -> Timing:
