@@ -75,7 +75,13 @@ def export(
     ] = False,
     batch: Annotated[str, typer.Option(help="A fixed batch size, or dynamic.")] = "dynamic",
     opset: Annotated[int, typer.Option(help="ONNX opset.")] = 20,
-    task: Annotated[str, typer.Option(help="classify (logits), features (before the head) or tokens.")] = "classify",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="classify (logits), features (before the head), tokens, or dense (feature maps); "
+            "default: dense for a backbone, else classify."
+        ),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove it equal in ONNX Runtime.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
@@ -206,6 +212,59 @@ def recipes(as_json: JsonFlag = False) -> None:
     table("Recipes", ("name", "model", "parameters", "image", "classes", "checkpoint"), rows)
 
 
+@app.command()
+def doctor(as_json: JsonFlag = False) -> None:
+    """Say what this machine can do, what is missing, and the command that mends it."""
+    from rich.console import Console
+
+    from vimdeploy.doctor import examine, render
+
+    report = examine()
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        render(report, Console())
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("vimdeploy-demo"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Export, verify and run a small model that was really trained (handwritten digits)."""
+    from vimdeploy.backends import require
+
+    require("torch", "export", "vimdeploy demo")
+    require("onnxscript", "export", "vimdeploy demo")
+    from vimdeploy.demo import run_demo
+
+    with progress("Running the demo") as update:
+        made = run_demo(output, _stages(update))
+    if as_json:
+        print_json(made.to_dict())
+        return
+    m = made.metrics
+    rows = [
+        ("held-back digits", made.held_out),
+        ("accuracy, PyTorch", f"{made.accuracy['torch']:.2%}"),
+        ("accuracy, ONNX Runtime", f"{made.accuracy['onnxruntime']:.2%}"),
+        ("same best class", f"{made.agreement:.2%}"),
+        ("largest difference of a logit", f"{m.max_abs:.1e}"),
+    ]
+    table("On digits that training never saw", ("measured", "value"), rows)
+    seen = [(Path(p.image).name, *(f"{c.label}  {c.probability:.1%}" for c in p.classes)) for p in made.predictions]
+    table("Classified by the ONNX model", ("image", "best", "second"), seen)
+    rows = [
+        ("checkpoint", made.checkpoint),
+        ("ONNX model", made.exported.path),
+        ("manifest", made.exported.manifest_path),
+        ("images", made.images),
+    ]
+    table("Where everything lies", ("what", "where"), rows)
+    example = f"{made.images / Path(made.predictions[0].image).name}"
+    say(f"Next: vimdeploy predict {made.exported.path} {example}")
+
+
 def _stages(update: Any) -> Stage:
     """Return a stage callback that reports to a progress bar."""
 
@@ -214,6 +273,41 @@ def _stages(update: Any) -> Stage:
         return update
 
     return stage
+
+
+@app.command("build-plugin")
+def build_plugin(
+    arch: Annotated[
+        str | None, typer.Option(help="GPU architectures, as in sm_89,sm_90, or native; default: Turing and newer.")
+    ] = None,
+    tensorrt_include: Annotated[
+        Path | None, typer.Option(help="Folder with NvInferRuntime.h; default: TENSORRT_ROOT, then the system's.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Compilers at work at once; default: one per core.")] = None,
+    kernels_only: Annotated[
+        bool, typer.Option("--kernels-only", help="Only the kernels for PyTorch: needs nothing of TensorRT.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is already in the cache.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Build the TensorRT plugin library on this machine, into the cache."""
+    from vimdeploy.engine import plugin
+
+    names = [name.strip() for name in arch.split(",")] if arch is not None else []
+    with progress("Building the plugin library", "steps") as update:
+        path = plugin.build_plugin(
+            names,
+            tensorrt_include,
+            kernels_only=kernels_only,
+            jobs=jobs,
+            force=force,
+            progress=lambda done, total, _: update(done, total),
+        )
+    info = {} if kernels_only else vars(plugin.read_info(path))
+    if as_json:
+        print_json({"library": str(path), **info})
+        return
+    say(f"{path}" + "".join(f"; {name.replace('_', ' ')} {value}" for name, value in info.items()))
 
 
 def _show_model(sources: dict[str, str], arguments: dict[str, Any]) -> None:

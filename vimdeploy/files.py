@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vimdeploy.errors import ArtifactError
@@ -38,13 +38,18 @@ def check_writable(path: Path) -> None:
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:
-    """Write files that belong together: all are complete on disk before the first takes its name.
+    """Write an artifact and the files that describe it, which stand before it in ``contents``, as one.
+
+    All are complete on disk before the first takes its name. Renaming several files is not one step, so the describing
+    files keep a pending name until the artifact has its own; whoever reads them asks :func:`sidecar_of`.
 
     Raises:
         ArtifactError: a folder is missing, not writable or full; files of those names are then as they were.
 
     """
+    *sidecars, artifact = contents
     parts = {path: _part(path) for path in contents}
+    named = False
     try:
         for path, part in parts.items():
             with _explained(path):
@@ -53,12 +58,37 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
                     file.write(contents[path])
                     file.flush()
                     os.fsync(file.fileno())
-        for path, part in parts.items():
-            with _explained(path):
-                part.replace(path)
+        with _explained(artifact):
+            for path in sidecars:
+                parts[path].replace(_pending(path))
+            parts[artifact].replace(artifact)
+            named = True
+            for path in sidecars:
+                _pending(path).replace(path)
     finally:
-        for part in parts.values():
+        for part in (*parts.values(), *(() if named else map(_pending, sidecars))):
             part.unlink(missing_ok=True)
+
+
+def sidecar_of(artifact: Path, sidecar: Path) -> Path:
+    """Return the file that describes ``artifact``: ``sidecar``, or its pending form where a kill came in between.
+
+    The pending form counts if it names the artifact's SHA-256; it then takes the sidecar's place for good.
+    """
+    pending = _pending(sidecar)
+    try:
+        description = pending.read_text(encoding="utf-8")
+        if sha256_file(artifact) not in description:
+            return sidecar
+    except (OSError, UnicodeDecodeError):
+        return sidecar
+    with suppress(OSError):  # a folder that may only be read
+        pending.replace(sidecar)
+    return pending if pending.exists() else sidecar
+
+
+def _pending(path: Path) -> Path:
+    return path.with_name(f".pending.{path.name}")
 
 
 def _part(path: Path) -> Path:

@@ -45,7 +45,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
 
     require("torch", "export", "inspecting a checkpoint")
     from vimdeploy.models.checkpoint import read_checkpoint
-    from vimdeploy.models.recognise import recognise_vim
+    from vimdeploy.models.families import recognise
 
     checkpoint = read_checkpoint(path)
     tensors = checkpoint.state.values()
@@ -61,14 +61,13 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         }
     }
     try:
-        recognised = recognise_vim(checkpoint, {}, None)
+        _, recognised = recognise(checkpoint, {}, None, dense=False)
     except VimdeployError as error:
         facts["architecture"] = {"not recognised": str(error)}
         return facts
     facts["architecture"] = {
-        "family": "vim",
+        "family": recognised.family,
         "recipe": recognised.recipe.name if recognised.recipe else "none",
-        "tokens": recognised.config.num_tokens,
         **recognised.config.official(),
     }
     return facts
@@ -76,6 +75,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
 
 def _inspect_onnx(path: Path) -> dict[str, Any]:
     from vimdeploy.backends import read_onnx
+    from vimdeploy.files import sidecar_of
     from vimdeploy.manifest import is_stale, manifest_path, read_manifest
     from vimdeploy.pipeline import tensor_info
 
@@ -96,7 +96,7 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         "outputs": {t.name: f"{t.dtype} {list(t.shape)}" for t in map(tensor_info, model.graph.output)},
         "weights": _weights_by_type(model),
     }
-    if not manifest_path(path).exists():
+    if not sidecar_of(path, manifest_path(path)).exists():
         facts["manifest"] = {"": "missing"}
         return facts
     manifest = read_manifest(path)

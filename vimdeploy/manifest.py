@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vimdeploy.errors import ArtifactError
-from vimdeploy.files import sha256_file
+from vimdeploy.files import sha256_file, sidecar_of
 from vimdeploy.models.recipe import BatchProfile, Classes, InputSpec, Parity, Precision
 
 SCHEMA_VERSION = 1
@@ -105,7 +105,7 @@ def read_manifest(artifact: Path) -> Manifest:
         ArtifactError: it is missing, not JSON, of a newer schema, or not a manifest.
 
     """
-    path = manifest_path(artifact)
+    path = sidecar_of(artifact, manifest_path(artifact))
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,8 @@ Stage = Callable[[str], Callable[[int, int], None]]
 class ExportRequest:
     """How to export; the defaults are the recommended way."""
 
-    task: str = "classify"
+    task: str | None = None
+    """None: ``dense`` for a backbone, ``classify`` for everything else."""
     batch: int | None = None
     """None exports any batch size."""
     opset: int = contract.DEFAULT_OPSET
@@ -78,9 +79,10 @@ def export(checkpoint: Path, output: Path, model: ModelRequest, request: ExportR
 
     check_writable(output)
     stage(f"Reading {checkpoint.name}")
-    loaded = load_model(checkpoint, model)
+    loaded = load_model(checkpoint, replace(model, task=request.task))
+    task = request.task or ("dense" if loaded.recognised.is_backbone else "classify")
     stage("Exporting to ONNX")
-    onnx_model = export_onnx(loaded.model, task=request.task, batch=request.batch, opset=request.opset)
+    onnx_model = export_onnx(loaded.model, task=task, batch=request.batch, opset=request.opset)
     stage("Checking the graph")
     check_model(onnx_model, str(output), allow_reversal=loaded.config.flips_sequence)
     recipe = loaded.recipe
@@ -90,12 +92,11 @@ def export(checkpoint: Path, output: Path, model: ModelRequest, request: ExportR
         images = synthetic_images(request.samples, loaded.input)
         batches = [request.batch] if request.batch else [1, 3]
         progress = stage("Verifying in ONNX Runtime")
-        report = verify_onnx(onnx_model, loaded.model, request.task, images, batches, parity.fp32, progress)
+        report = verify_onnx(onnx_model, loaded.model, task, images, batches, parity.fp32, progress)
         raise_unless_equal(report, str(checkpoint), "Nothing was written. Please report this with the checkpoint.")
     stage("Writing")
     content = serialize(onnx_model)
-    manifest = _manifest(loaded, model, request, onnx_model, content, output, parity, report)
-    # The manifest first: it names the file by its hash, so an interruption between the two is noticed.
+    manifest = _manifest(loaded, model, replace(request, task=task), onnx_model, content, output, parity, report)
     write_all({manifest_path(output): manifest.to_bytes(), output: content})
     return Exported(output, manifest_path(output), manifest, loaded, report)
 
@@ -195,6 +196,7 @@ def _request_of(manifest: Manifest) -> ModelRequest:
         weights=manifest.checkpoint.weights,
         img_size=manifest.model.img_size,
         official_pos_resize=manifest.model.official_pos_resize,
+        task=manifest.model.task,
     )
 
 
@@ -210,12 +212,13 @@ def _manifest(
 ) -> Manifest:
     recipe = loaded.recipe
     names = [node.op_type for node in onnx_model.graph.node if node.domain == contract.DOMAIN]
-    classes = Classes(count=loaded.config.num_classes, names=loaded.labels)
+    count = 0 if loaded.recognised.is_backbone else loaded.config.num_classes
+    classes = Classes(count=count, names=loaded.labels)
     return Manifest(
         tools={"vimdeploy": __version__, **{name: version(name) for name in ("torch", "onnx", "onnxscript")}},
         model=ModelInfo(
-            family="vim",
-            task=request.task,
+            family=loaded.recognised.family,
+            task=request.task or "classify",
             recipe=recipe.name if recipe else None,
             parameters=sum(p.numel() for p in loaded.model.parameters()),
             arguments=loaded.recognised.config.official(),

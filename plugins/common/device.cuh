@@ -241,6 +241,16 @@ __device__ __forceinline__ void asyncCopy(void* shared, void const* global)
 #endif
 }
 
+//! The same value, of which the compiler knows nothing: what is computed from it inside a loop stays inside, instead of
+//! being hoisted and held in registers (or spilled) across it.
+__device__ __forceinline__ int32_t opaque(int32_t value)
+{
+#if !defined(VIMDEPLOY_EMULATION)
+    asm volatile("mov.b32 %0, %0;" : "+r"(value));
+#endif
+    return value;
+}
+
 //! Waits for every copy this thread has started.
 __device__ __forceinline__ void asyncCopyWait()
 {

@@ -32,10 +32,23 @@ struct Cell
     float before[kWIDTH];
     Vector<T, kWIDTH> gate; //!< as loaded: half the registers of its float32 form
 
-    //! A channel's sum: one part where one thread has the whole channel, two where several share it.
-    static __device__ __forceinline__ float sumOf(float2 const& slot)
+    //! Adds the sums of kWIDTH neighbouring slots: one part where one thread has a channel, two where several share it.
+    static __device__ __forceinline__ void addSlots(float2 const* slots, float (&sums)[kWIDTH])
     {
-        return kTWO_PARTS ? slot.x + slot.y : slot.x;
+        if constexpr (kWIDTH % 2 == 0)
+        {
+#pragma unroll
+            for (int32_t i = 0; i < kWIDTH; i += 2)
+            {
+                float4 const pair = *reinterpret_cast<float4 const*>(slots + i);
+                sums[i] += kTWO_PARTS ? pair.x + pair.y : pair.x;
+                sums[i + 1] += kTWO_PARTS ? pair.z + pair.w : pair.z;
+            }
+        }
+        else
+        {
+            sums[0] += kTWO_PARTS ? slots->x + slots->y : slots->x;
+        }
     }
 
     //! \param partial, z the sample's first element
@@ -81,22 +94,26 @@ struct Cell
         {
             return;
         }
-        float gates[kWIDTH];
-        unpack(gate, gates);
-        float sums[kWIDTH];
-#pragma unroll
-        for (int32_t i = 0; i < kWIDTH; ++i)
+        float sums[kWIDTH]{};
+        if (visit.addsPartial)
         {
-            sums[i] = sumOf(visit.slots[slot + i]);
-            if (visit.otherSlots != nullptr)
+#pragma unroll
+            for (int32_t i = 0; i < kWIDTH; ++i)
             {
-                sums[i] += sumOf(visit.otherSlots[slot + i]);
+                sums[i] = before[i];
             }
-            if (visit.addsPartial)
-            {
-                sums[i] += before[i];
-            }
-            if (visit.finishes)
+        }
+        addSlots(visit.slots + slot, sums);
+        if (visit.otherSlots != nullptr)
+        {
+            addSlots(visit.otherSlots + slot, sums);
+        }
+        if (visit.finishes)
+        {
+            float gates[kWIDTH];
+            unpack(gate, gates);
+#pragma unroll
+            for (int32_t i = 0; i < kWIDTH; ++i)
             {
                 sums[i] *= p.gated ? p.scale * silu(gates[i]) : p.scale;
             }

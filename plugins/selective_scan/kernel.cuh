@@ -34,6 +34,9 @@ namespace vimdeploy
 namespace scan
 {
 
+//! Blocks per SM that registers must allow: 128 registers a thread, four warps per scheduler, nothing spilled.
+constexpr int32_t kMIN_BLOCKS = 4;
+
 //! One thread's share of the recurrence: kSTATES states of one channel.
 template <int kSTATES>
 struct State
@@ -171,8 +174,16 @@ __device__ __forceinline__ Tile tileOf(
     return tile;
 }
 
-//! The state a chunk starts from, out of what the chunks before it (in walking order) left.
+//! Where a chunk's end state of one thread lies: its states are neighbours in memory.
 template <int kSTATES>
+__device__ __forceinline__ float* chunkStateOf(Params const& p, int64_t piece, int32_t channel, int32_t firstState)
+{
+    return p.chunkState + (piece * p.channels + channel) * p.states + firstState;
+}
+
+//! The state a chunk starts from, out of what the chunks before it (in walking order) left.
+//! \tparam kPADDED the last states of a thread may not exist
+template <int kSTATES, bool kPADDED>
 __device__ __forceinline__ void startState(Params const& p, State<kSTATES>& state, int32_t sideIndex,
     int32_t direction, int64_t sample, int32_t chunk, int32_t channel, int32_t firstState)
 {
@@ -181,46 +192,64 @@ __device__ __forceinline__ void startState(Params const& p, State<kSTATES>& stat
 #pragma unroll 1
     for (int32_t i = 0; i < before; ++i)
     {
-        int64_t const from = base + (direction > 0 ? i : p.chunks - 1 - i);
-        float const sum = p.chunkDelta[from * p.channels + channel];
-        float const* end = p.chunkState + (from * p.states + firstState) * p.channels + channel;
+        int64_t const piece = base + (direction > 0 ? i : p.chunks - 1 - i);
+        float const sum = p.chunkDelta[piece * p.channels + channel];
+        float const* end = chunkStateOf<kSTATES>(p, piece, channel, firstState);
+        float last[kSTATES];
+        if constexpr (kPADDED)
+        {
+#pragma unroll
+            for (int32_t n = 0; n < kSTATES; ++n)
+            {
+                last[n] = firstState + n < p.states ? end[n] : 0.0F;
+            }
+        }
+        else
+        {
+            loadFloats<kSTATES>(end, last);
+        }
 #pragma unroll
         for (int32_t n = 0; n < kSTATES; ++n)
         {
-            float const last = firstState + n < p.states ? end[static_cast<int64_t>(n) * p.channels] : 0.0F;
-            state.h[n] = fmaf(exp2Approx(sum * state.rate[n]), state.h[n], last);
+            state.h[n] = fmaf(exp2Approx(sum * state.rate[n]), state.h[n], last[n]);
         }
     }
 }
 
-template <int kSTATES>
+template <int kSTATES, bool kPADDED>
 __device__ __forceinline__ void leaveState(Params const& p, State<kSTATES> const& state, int32_t sideIndex,
     int64_t sample, int32_t chunk, int32_t channel, int32_t firstState)
 {
-    int64_t const at = (sideIndex * p.batch + sample) * p.chunks + chunk;
-    float* end = p.chunkState + (at * p.states + firstState) * p.channels + channel;
-#pragma unroll
-    for (int32_t n = 0; n < kSTATES; ++n)
+    int64_t const piece = (sideIndex * p.batch + sample) * p.chunks + chunk;
+    float* end = chunkStateOf<kSTATES>(p, piece, channel, firstState);
+    if constexpr (!kPADDED && kSTATES % 4 == 0)
     {
-        if (firstState + n < p.states)
+        storeFloats<kSTATES>(end, state.h);
+    }
+    else
+    {
+#pragma unroll
+        for (int32_t n = 0; n < kSTATES; ++n)
         {
-            end[static_cast<int64_t>(n) * p.channels] = state.h[n];
+            if (firstState + n < p.states)
+            {
+                end[n] = state.h[n];
+            }
         }
     }
     if (firstState == 0)
     {
-        p.chunkDelta[at * p.channels + channel] = state.deltaSum;
+        p.chunkDelta[piece * p.channels + channel] = state.deltaSum;
     }
 }
 
 //! \tparam kN number of states, 0 for the generic kernel (padded to kSTATES times a power of two)
 //! \tparam kSTATES states per thread
 template <typename T, int kN, int kSTATES, bool kSTATES_ONLY>
-__global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, 4) scanKernel(Params const p)
+__global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKernel(Params const p)
 {
     VIMDEPLOY_DYNAMIC_SHARED(shared);
     constexpr bool kTWO_PARTS = kN != kSTATES;
-    constexpr int32_t kRUN = deltaRun(kN, kSTATES);
     int32_t const lanes = kN != 0 ? kN / kSTATES : p.lanes;
     int32_t const states = kN != 0 ? kN : p.states;
     int32_t const channels = kSIDE_THREADS / lanes;
@@ -258,9 +287,11 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, 4) scanKernel(Param
     state.deltaSum = 0.0F;
     if (!kSTATES_ONLY && p.chunks > 1 && exists)
     {
-        startState<kSTATES>(p, state, side.index, side.direction, sample, chunk, channel, firstState);
+        startState<kSTATES, kN == 0>(p, state, side.index, side.direction, sample, chunk, channel, firstState);
     }
 
+    int32_t const biased = first + deltaChannel(channels, thread);
+    float const bias = biased < p.channels ? p.dtBias[static_cast<int64_t>(side.group) * p.channels + biased] : 0.0F;
     if (p.stagedWeights)
     {
         stageWeights<T>(p, layout, side.weights, side.dtRows, first, channels, thread);
@@ -272,14 +303,15 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, 4) scanKernel(Param
 #pragma unroll 1
     for (int32_t step = 0; step < tiles; ++step)
     {
+        int32_t const self = opaque(thread);
 #if VIMDEPLOY_MUTANT != 8
         asyncCopyWait();
 #endif
         __syncthreads(); // the raw tile is there, and nobody reads the last tile's rows and slots any more
-        convertRows<T>(p, layout, side.rows, side.rawX, tile.count, thread, flat);
+        convertRows<T>(p, layout, side.rows, side.rawX, tile.count, self, flat);
         __syncthreads(); // rows are complete, rawX is free
-        computeDelta<T, kRUN>(p, layout, side.slots, side.rows, side.rawU, side.weights, side.dtRows,
-            p.dtBias + static_cast<int64_t>(side.group) * p.channels, tile.count, first, channels, thread);
+        computeDelta<T>(p, layout, side.slots, side.rows, side.rawU, side.weights, side.dtRows,
+            bias, tile.count, first, channels, self);
 #if VIMDEPLOY_MUTANT != 1
         __syncthreads(); // slots are complete, rawU is free
 #endif
@@ -287,8 +319,8 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, 4) scanKernel(Param
         if (step + 1 < tiles)
         {
             next = tileOf(p, side.direction, begin, end, tiles, step + 1);
-            stageX<T>(p, side.rawX, side.x, next, thread);
-            stageU<T>(p, side.rawU, side.u, next, first, channels, thread);
+            stageX<T>(p, side.rawX, side.x, next, self);
+            stageU<T>(p, side.rawU, side.u, next, first, channels, self);
         }
 #if VIMDEPLOY_MUTANT == 3
         bool const forward = true;
@@ -322,7 +354,7 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, 4) scanKernel(Param
             visit.otherSlots = together
                 ? reinterpret_cast<float2 const*>(shared + (1 - side.index) * layout.bytes + layout.slots)
                 : nullptr;
-            visit.thread = together ? side.index * kSIDE_THREADS + thread : thread;
+            visit.thread = together ? side.index * kSIDE_THREADS + self : self;
             visit.threads = together ? kSIDE_THREADS * kMAX_SIDES : kSIDE_THREADS;
             visit.addsPartial = p.sumsBefore || (opposite && step > mirror);
             visit.finishes = p.finishes && last;
@@ -332,7 +364,7 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, 4) scanKernel(Param
     }
     if (kSTATES_ONLY && exists)
     {
-        leaveState<kSTATES>(p, state, side.index, sample, chunk, channel, firstState);
+        leaveState<kSTATES, kN == 0>(p, state, side.index, sample, chunk, channel, firstState);
     }
 }
 

@@ -21,11 +21,9 @@ constexpr int32_t kMAX_SIDES = 2;
 //! States per thread of the generic kernel.
 constexpr int32_t kGENERIC_STATES = 8;
 
-//! Tokens of one channel whose delta a thread computes at a time; a tile is a multiple of it.
-VIMDEPLOY_HOST_DEVICE constexpr int32_t deltaRun(int32_t states, int32_t statesPerThread)
-{
-    return states == statesPerThread ? 8 : 4;
-}
+//! Tokens of one channel whose delta a thread computes at a time; a tile's room is a multiple of it. Eight would load
+//! each weight half as often (3 issue slots per token and channel at R = 12) and spill registers of the 16-state form.
+constexpr int32_t kDELTA_RUN = 4;
 
 //! Byte offsets of one side's shared memory. Every part starts on 16 bytes.
 //!     rows     float   (tile, rowFloats)   dt_low | B | C of a token, padded so that each starts on 16 bytes

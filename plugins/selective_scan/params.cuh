@@ -24,7 +24,7 @@ struct Params
     void const* z;
     void* y;
     float* partial;    //!< (B, L, E) float32 sums that wait for the other visits of a token; may be y itself
-    float* chunkState; //!< (side, B, chunk, N, E): state a chunk ends with when it starts from 0
+    float* chunkState; //!< (side, B, chunk, E, N): state a chunk ends with when it starts from 0
     float* chunkDelta; //!< (side, B, chunk, E): sum of delta over the chunk
     int64_t uGroupStride;
     int64_t xDblGroupStride;

@@ -248,7 +248,7 @@ ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t sm
     }
     scan::Threads const threads = scan::threadsOf(variant, shape.states);
     int32_t const sides = scan::makePasses(shape).widest();
-    int32_t const run = scan::deltaRun(threads.generic ? 0 : shape.states, threads.statesPerThread);
+    constexpr int32_t kRUN = scan::kDELTA_RUN;
     auto const bytesOf = [&](int32_t tile, bool staged)
     {
         return int64_t{sides}
@@ -259,14 +259,14 @@ ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t sm
     auto const longestBelow = [&](int64_t limit, bool staged)
     {
         int32_t tile = 32;
-        while (tile > run && (bytesOf(tile, staged) > limit || tile / 2 >= shape.length))
+        while (tile > kRUN && (bytesOf(tile, staged) > limit || tile / 2 >= shape.length))
         {
             tile /= 2;
         }
         return tile;
     };
     constexpr auto kLIMIT = static_cast<int64_t>(kMAX_SHARED_BYTES);
-    plan.stagedWeights = bytesOf(run, true) <= kLIMIT;
+    plan.stagedWeights = bytesOf(kRUN, true) <= kLIMIT;
     plan.tileLength = longestBelow(kSHARED_TARGET, plan.stagedWeights);
     plan.sharedBytes = bytesOf(plan.tileLength, plan.stagedWeights);
     if (plan.sharedBytes > kLIMIT)

@@ -62,12 +62,26 @@ struct CellWalker
     }
 };
 
-//! Starts copying `tile` of x_dbl, `rows` bytes apart, in words of kBYTES.
+//! Starts copying `tile` of x_dbl in words of kBYTES. Row-major, a tile is one contiguous run.
 template <int kBYTES>
 __device__ __forceinline__ void copyRows(
     Params const& p, unsigned char* target, unsigned char const* source, Tile tile, CellWalker cells)
 {
     int32_t const rowBytes = cells.width * kBYTES;
+    if constexpr (kBYTES >= 4)
+    {
+        if (!p.columnMajor)
+        {
+            unsigned char const* from = source + static_cast<int64_t>(tile.first) * rowBytes;
+            int32_t const end = tile.count * rowBytes;
+#pragma unroll 1
+            for (int32_t i = (cells.row * cells.width + cells.column) * kBYTES; i < end; i += kSIDE_THREADS * kBYTES)
+            {
+                asyncCopy<kBYTES>(target + i, from + i);
+            }
+            return;
+        }
+    }
 #pragma unroll 1
     for (; cells.row < tile.count; cells.next())
     {
@@ -122,6 +136,18 @@ __device__ __forceinline__ void stageU(
             return;
         }
         int32_t const rowStep = kSIDE_THREADS / perRow;
+        if (!p.columnMajor)
+        {
+            int32_t row = thread / perRow;
+            T const* from = source + static_cast<int64_t>(tile.first + row) * p.channels + first + column;
+#pragma unroll 1
+            for (; row < tile.count; row += rowStep)
+            {
+                asyncCopy<16>(target + row * channels + column, from);
+                from += static_cast<int64_t>(rowStep) * p.channels;
+            }
+            return;
+        }
 #pragma unroll 1
         for (int32_t row = thread / perRow; row < tile.count; row += rowStep)
         {

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run
+from native import run
 
-from vimdeploy.engine.toolchain import plugin_sources
 from vimdeploy.graph import contract
 from vimdeploy.graph.contract import AttributeKind
+from vimdeploy.native import plugin_sources
 
 FIELD_TYPES = {
     AttributeKind.INT: (5, 1),  # PluginFieldType::kINT32, one value
@@ -67,9 +67,7 @@ def test_tensor_shapes_are_those_of_the_contract(
     op: contract.CustomOp, described: dict[str, dict[str, object]]
 ) -> None:
     # The table of tensors in the C++ source, with the contract's way of writing the letters.
-    assert described[op.name]["tensors"] == [
-        [tensor.name, *tensor.shape] for tensor in (*op.inputs, op.output)
-    ]
+    assert described[op.name]["tensors"] == [[tensor.name, *tensor.shape] for tensor in (*op.inputs, op.output)]
 
 
 def test_limits_are_those_of_the_contract(described: dict[str, dict[str, object]]) -> None:

@@ -15,10 +15,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vimdeploy.engine.plugin_build import PLUGIN, Progress, build_plugin, cache_folder
-from vimdeploy.engine.toolchain import plugin_sources, source_hash
+from vimdeploy.engine.plugin_build import Progress, build_plugin
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.graph.contract import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from vimdeploy.native import PLUGIN, cache_folder, has_code, package_libraries, plugin_sources, source_hash
 
 __all__ = [
     "BuildInfo",
@@ -68,15 +68,7 @@ class BuildInfo:
 
     def serves(self, compute_capability: tuple[int, int]) -> bool:
         """Whether a GPU of this compute capability finds code it can run."""
-        major, minor = compute_capability
-        for entry in self.architectures:
-            number = int(entry.removesuffix("+PTX"))
-            if entry.endswith("+PTX"):
-                if number <= major * 10 + minor:
-                    return True
-            elif number // 10 == major and number % 10 <= minor:
-                return True
-        return False
+        return has_code(self.architectures, compute_capability)
 
 
 @dataclass(frozen=True)
@@ -211,9 +203,8 @@ def _age_key(library: PluginLibrary) -> float:
 
 
 def _candidates(cache: Path) -> Iterable[PluginLibrary]:
-    shipped = Path(__file__).resolve().parents[1] / "_plugins" / "lib" / PLUGIN
-    if shipped.is_file():
-        yield _describe(shipped, Origin.WHEEL)
+    for path in package_libraries(PLUGIN):
+        yield _describe(path, Origin.WHEEL)
     for path in sorted(cache.glob(f"[!.]*/{PLUGIN}")):
         try:
             yield _describe(path, Origin.CACHE)

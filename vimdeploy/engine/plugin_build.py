@@ -24,18 +24,15 @@ from vimdeploy.engine.toolchain import (
     find_nvcc,
     find_tensorrt_headers,
     parse_architectures,
-    plugin_sources,
-    source_files,
-    source_hash,
 )
 from vimdeploy.errors import MissingDependencyError
-
-PLUGIN = "libvimdeploy_plugin.so"
-PRELOAD = "libvimdeploy_plugin_preload.so"
-KERNELS = "libvimdeploy_kernels.so"
+from vimdeploy.native import KERNELS, PLUGIN, PRELOAD, cache_folder, plugin_sources, source_files, source_hash
 
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, what was just finished)."""
+
+_Library = tuple[str, str, list[str]]
+"""Name of a library, its export map, the sources whose objects it is linked from."""
 
 _ERROR_LINES = 20
 
@@ -46,7 +43,8 @@ class BuildPlan:
 
     sources: Path
     nvcc: Nvcc
-    headers: TensorRTHeaders
+    headers: TensorRTHeaders | None
+    """None builds only the kernels, which need nothing of TensorRT."""
     architectures: tuple[int, ...]
     digest: str = field(init=False)
 
@@ -57,7 +55,13 @@ class BuildPlan:
     def key(self) -> str:
         """Name of the build's folder in the cache."""
         architectures = "-".join(str(number) for number in self.architectures)
-        return f"{self.digest}-trt{self.headers.major}-cuda{self.nvcc.version}-sm{architectures}"
+        kind = f"trt{self.headers.major}" if self.headers else "kernels"
+        return f"{self.digest}-{kind}-cuda{self.nvcc.version}-sm{architectures}"
+
+    @property
+    def product(self) -> str:
+        """Name of the library that the build is asked for."""
+        return PLUGIN if self.headers else KERNELS
 
     def definitions(self) -> list[str]:
         """Return the macros that ``common/version.cpp`` states in the library."""
@@ -71,18 +75,15 @@ class BuildPlan:
         return [f'-D{name}="{value}"' for name, value in values.items()]
 
 
-def cache_folder() -> Path:
-    """Return the folder that builds go to: ``$XDG_CACHE_HOME/vimdeploy/plugins``, by default in ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "vimdeploy" / "plugins"
-
-
-def plan_build(architectures: Sequence[str] = (), tensorrt_include: Path | None = None) -> BuildPlan:
+def plan_build(
+    architectures: Sequence[str] = (), tensorrt_include: Path | None = None, *, kernels_only: bool = False
+) -> BuildPlan:
     """Find compiler, headers and sources.
 
     Args:
         architectures: ``sm_89``, ``8.9`` or ``native``; empty for every GPU since Turing.
         tensorrt_include: folder with ``NvInferRuntime.h``; None searches TENSORRT_ROOT and the system.
+        kernels_only: leave TensorRT out and build only the kernels for PyTorch.
 
     Raises:
         MissingDependencyError: nvcc, a host compiler or the headers are missing.
@@ -90,7 +91,7 @@ def plan_build(architectures: Sequence[str] = (), tensorrt_include: Path | None 
     """
     sources = plugin_sources()
     check_sources(sources)
-    headers = find_tensorrt_headers(tensorrt_include)
+    headers = None if kernels_only else find_tensorrt_headers(tensorrt_include)
     nvcc = find_nvcc()
     find_host_compiler()
     return BuildPlan(sources, nvcc, headers, parse_architectures(architectures, nvcc))
@@ -100,6 +101,7 @@ def build_plugin(
     architectures: Sequence[str] = (),
     tensorrt_include: Path | None = None,
     *,
+    kernels_only: bool = False,
     cache: Path | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -112,34 +114,36 @@ def build_plugin(
     Args:
         architectures: as :func:`plan_build`.
         tensorrt_include: as :func:`plan_build`.
+        kernels_only: as :func:`plan_build`.
         cache: folder of the builds; :func:`cache_folder` by default.
         jobs: compilers at work at once; one per core by default.
         progress: told after each step.
         force: build even if the cache has it.
 
     Returns:
-        The path of ``libvimdeploy_plugin.so``; the preload flavour and the kernels lie beside it.
+        The path of ``libvimdeploy_plugin.so``, the preload flavour and the kernels beside it; with ``kernels_only``
+        the path of ``libvimdeploy_kernels.so``, alone.
 
     Raises:
         MissingDependencyError: a tool is missing, or the compiler failed (its last lines are in the message).
         UsageError: an argument does not fit.
     """
-    plan = plan_build(architectures, tensorrt_include)
+    plan = plan_build(architectures, tensorrt_include, kernels_only=kernels_only)
     cache = cache or cache_folder()
     target = cache / plan.key
-    if (target / PLUGIN).is_file() and not force:
-        return target / PLUGIN
+    if (target / plan.product).is_file() and not force:
+        return target / plan.product
     cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".build-", dir=cache))
     try:
         _Build(plan, work, jobs or os.cpu_count() or 1, progress).run()
-        _publish(work / "out", target)
+        _publish(work / "out", target, plan.product)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return target / PLUGIN
+    return target / plan.product
 
 
-def _publish(built: Path, target: Path) -> None:
+def _publish(built: Path, target: Path, product: str) -> None:
     """Move ``built`` to ``target``; of two builders of the same thing the last one wins, readers see either whole."""
     old = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
     try:
@@ -148,7 +152,7 @@ def _publish(built: Path, target: Path) -> None:
         built.rename(target)
     except OSError:
         # Another builder of the same key was faster: its files are the same.
-        if not (target / PLUGIN).is_file():
+        if not (target / product).is_file():
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
@@ -165,32 +169,38 @@ class _Build:
         self._done = 0
         # The slow ones first, so that no core waits for the last of them.
         files = [name for name in source_files(plan.sources) if name.endswith((".cu", ".cpp"))]
+        if plan.headers is None:
+            files = [name for name in files if not name.startswith("common/") and not name.endswith("/plugin.cpp")]
         self._files = sorted(files, key=lambda name: (not name.endswith(".cu"), -(plan.sources / name).stat().st_size))
 
     def run(self) -> None:
         (self._work / "out").mkdir()
+        libraries = self._libraries()
         with ThreadPoolExecutor(self._jobs) as pool:
             tasks = {pool.submit(self._compile, name): name for name in self._files}
             try:
                 for task in as_completed(tasks):
                     task.result()
-                    self._step(tasks[task])
+                    self._step(tasks[task], libraries)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        for library, map_file, names in self._libraries():
+        for library, map_file, names in libraries:
             self._link(library, map_file, names)
-            self._step(library)
+            self._step(library, libraries)
 
-    def _libraries(self) -> list[tuple[str, str, list[str]]]:
+    def _libraries(self) -> list[_Library]:
         kernels = [n for n in self._files if not n.startswith(("common/", "c_api/")) and not n.endswith("/plugin.cpp")]
         preload = [n for n in self._files if n.startswith("common/") or n.endswith("/plugin.cpp")]
         plugin = [n for n in preload if n != "common/preload.cpp"]
         api = [n for n in self._files if n.startswith("c_api/")]
+        for_pytorch = (KERNELS, "common/kernels.map", kernels + api)
+        if self._plan.headers is None:
+            return [for_pytorch]
         return [
             (PLUGIN, "common/plugin.map", kernels + plugin),
             (PRELOAD, "common/preload.map", kernels + preload),
-            (KERNELS, "common/kernels.map", kernels + api),
+            for_pytorch,
         ]
 
     def _object(self, name: str) -> Path:
@@ -199,7 +209,8 @@ class _Build:
     def _compile(self, name: str) -> None:
         plan = self._plan
         command = [str(plan.nvcc.path), "-c", "-std=c++17", "-O3", "-I", str(plan.sources)]
-        command += ["-isystem", str(plan.headers.include)]
+        if plan.headers is not None:
+            command += ["-isystem", str(plan.headers.include)]
         command += ["-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden"]
         if name.endswith(".cu"):
             for number in plan.architectures:
@@ -233,11 +244,10 @@ class _Build:
         shown = [line for line in lines if "error" in line.lower()] or lines
         raise MissingDependencyError(
             f"nvcc {self._plan.nvcc.version} could not build {name} of the plugin:\n" + "\n".join(shown[:_ERROR_LINES]),
-            hint=f"Compiler: {self._plan.nvcc.path}. Headers: TensorRT {self._plan.headers.major}."
-            f"{self._plan.headers.minor} in {self._plan.headers.include}.",
+            hint=f"Compiler: {self._plan.nvcc.path}. Headers: {self._plan.headers or 'none'}.",
         )
 
-    def _step(self, name: str) -> None:
+    def _step(self, name: str, libraries: list[_Library]) -> None:
         self._done += 1
         if self._progress is not None:
-            self._progress(self._done, len(self._files) + 3, name)
+            self._progress(self._done, len(self._files) + len(libraries), name)

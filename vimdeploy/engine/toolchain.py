@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -13,15 +12,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
+from vimdeploy.native import SOURCE_FOLDERS, plugin_sources, source_files, source_hash
 
-SOURCE_FOLDERS = ("common", "selective_scan", "causal_conv1d", "c_api")
-"""Folders of ``plugins/`` that a library is built from; the others hold tests."""
-SOURCE_SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".map")
+__all__ = [
+    "ARCHITECTURES",
+    "Nvcc",
+    "TensorRTHeaders",
+    "check_sources",
+    "find_host_compiler",
+    "find_nvcc",
+    "find_tensorrt_headers",
+    "local_architectures",
+    "parse_architectures",
+    "plugin_sources",
+    "source_files",
+    "source_hash",
+]
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
 """Compute capabilities built by default, as far as the nvcc at hand knows them: every GPU since Turing."""
 
 TENSORRT_MAJORS = (10, 11)
+
+SYSTEM_NVCC = Path("/usr/local/cuda/bin/nvcc")
+SYSTEM_INCLUDES = (
+    Path(f"/usr/include/{os.uname().machine}-linux-gnu"),
+    Path("/usr/include"),
+    Path("/usr/local/include"),
+    Path("/usr/local/tensorrt/include"),
+    Path("/opt/tensorrt/include"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,37 +63,8 @@ class TensorRTHeaders:
     major: int
     minor: int
 
-
-def plugin_sources() -> Path:
-    """Return the folder of the plugin's sources: in the installed package, or beside it in a checkout.
-
-    Raises:
-        MissingDependencyError: neither has them.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "_plugins", package.parent / "plugins"):
-        if (folder / "common" / "registration.cpp").is_file():
-            return folder
-    raise MissingDependencyError(
-        f"the plugin's sources are neither in {package / '_plugins'} nor in {package.parent / 'plugins'}",
-        hint="Reinstall vimdeploy: its wheel carries them.",
-    )
-
-
-def source_files(sources: Path) -> list[str]:
-    """Return the files a library is built from, relative to ``sources``, sorted."""
-    return sorted(
-        path.relative_to(sources).as_posix()
-        for folder in SOURCE_FOLDERS
-        for path in (sources / folder).glob("*")
-        if path.suffix in SOURCE_SUFFIXES
-    )
-
-
-def source_hash(sources: Path) -> str:
-    """Return 12 hexadecimal digits that change with any source file; ``CMakeLists.txt`` computes the same."""
-    lines = [f"{name} {hashlib.sha256((sources / name).read_bytes()).hexdigest()}\n" for name in source_files(sources)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+    def __str__(self) -> str:
+        return f"TensorRT {self.major}.{self.minor} in {self.include}"
 
 
 def find_nvcc() -> Nvcc:
@@ -85,7 +76,7 @@ def find_nvcc() -> Nvcc:
     candidates = [shutil.which("nvcc")]
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     candidates += [str(Path(home, "bin", "nvcc")) for home in homes]
-    candidates.append("/usr/local/cuda/bin/nvcc")
+    candidates.append(str(SYSTEM_NVCC))
     packages = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     candidates += sorted(str(path) for root in packages for path in Path(root).glob("nvidia/*/bin/nvcc"))
     for candidate in candidates:
@@ -94,7 +85,7 @@ def find_nvcc() -> Nvcc:
     raise MissingDependencyError(
         "nvcc, the CUDA compiler, is neither on PATH nor in CUDA_HOME, /usr/local/cuda or the wheel nvidia-cuda-nvcc",
         hint="Install the CUDA toolkit (13.0 or newer builds for every GPU), or: pip install nvidia-cuda-nvcc "
-        "nvidia-cuda-runtime nvidia-cuda-cccl",
+        "nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl",
     )
 
 
@@ -131,7 +122,7 @@ def find_host_compiler() -> str:
 
 
 def find_tensorrt_headers(include: Path | None = None) -> TensorRTHeaders:
-    """Find TensorRT's headers: in ``include``, else in TENSORRT_ROOT, else in the system's include folders.
+    """Find TensorRT's headers: in ``include``, TENSORRT_INCLUDE_DIR, TENSORRT_ROOT or the system's include folders.
 
     Raises:
         MissingDependencyError: there are none.
@@ -144,17 +135,19 @@ def find_tensorrt_headers(include: Path | None = None) -> TensorRTHeaders:
         raise UsageError(
             f"{include} holds no NvInferRuntime.h", hint="Give the folder that does, usually <TensorRT>/include."
         )
-    folders = [Path(os.environ["TENSORRT_ROOT"], "include")] if "TENSORRT_ROOT" in os.environ else []
-    machine = os.uname().machine
-    folders += [Path(f"/usr/include/{machine}-linux-gnu"), Path("/usr/include"), Path("/usr/local/include")]
-    folders += [Path("/usr/local/tensorrt/include"), Path("/opt/tensorrt/include")]
+    folders = [Path(os.environ["TENSORRT_INCLUDE_DIR"])] if os.environ.get("TENSORRT_INCLUDE_DIR") else []
+    if os.environ.get("TENSORRT_ROOT"):
+        root = Path(os.environ["TENSORRT_ROOT"])
+        folders += [root / "include", *sorted(root.glob("targets/*/include"))]
+    folders += SYSTEM_INCLUDES
     for folder in folders:
         if (folder / "NvInferRuntime.h").is_file():
             return _read_version(folder)
     raise MissingDependencyError(
         "TensorRT's headers (NvInferRuntime.h) were not found in " + ", ".join(str(folder) for folder in folders),
-        hint="The pip wheels of TensorRT contain none. Unpack TensorRT's tar archive and set TENSORRT_ROOT, install "
-        "libnvinfer-headers-dev, or pass --tensorrt-include <folder>.",
+        hint="The pip wheels of TensorRT contain none. Set TENSORRT_ROOT to an unpacked TensorRT, install "
+        "libnvinfer-headers-dev, or clone https://github.com/NVIDIA/TensorRT at your version's tag and pass "
+        "--tensorrt-include TensorRT/include.",
     )
 
 

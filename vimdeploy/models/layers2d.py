@@ -25,7 +25,10 @@ class ChannelsLastBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised over everything but its last axis."""
-        return super().forward(x.flatten(0, -2)).view_as(x)
+        if self.training or self.running_mean is None or self.running_var is None:
+            return super().forward(x.flatten(0, -2)).view_as(x)
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return x * scale + (self.bias - self.running_mean * scale)
 
 
 NORMS: dict[str, type[nn.Module]] = {"ln": nn.LayerNorm, "ln2d": nn.LayerNorm, "bn": ChannelsLastBatchNorm}

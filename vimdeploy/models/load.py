@@ -13,11 +13,14 @@ from torch import Tensor
 
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint import Checkpoint, read_checkpoint
+from vimdeploy.models.families import build, recognise
 from vimdeploy.models.pos_embed import resize_pos_embed, resize_pos_embed_officially
 from vimdeploy.models.recipe import InputSpec, Recipe, find_recipe
-from vimdeploy.models.recognise import Recognised, recognise_vim, summarise_keys
+from vimdeploy.models.recognise import FamilyConfig, Recognised, summarise_keys
 from vimdeploy.models.vim import VisionMamba
 from vimdeploy.models.vim_config import VimConfig
+from vimdeploy.models.vmamba import VSSM
+from vimdeploy.models.vmamba_config import VmambaConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,14 +39,16 @@ class ModelRequest:
     img_size: tuple[int, int] | None = None
     """(height, width) to resize to."""
     official_pos_resize: bool = False
+    task: str | None = None
+    """``dense`` takes a classifier's layers as a backbone; None and the other tasks take what the checkpoint is."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in eval mode with everything known about it."""
 
-    model: VisionMamba
-    config: VimConfig
+    model: VisionMamba | VSSM
+    config: FamilyConfig
     """Of the model as it is: resized, if that was asked for."""
     checkpoint: Checkpoint
     recognised: Recognised
@@ -61,6 +66,8 @@ class LoadedModel:
 def load_model(path: Path, request: ModelRequest | None = None) -> LoadedModel:
     """Read a checkpoint, recognise its architecture, load it strictly and resize it if asked to.
 
+    Whole detectors and segmentors give their backbone; the notes say what was left.
+
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the architecture.
         UsageError: an unknown recipe or argument, or one that the checkpoint contradicts.
@@ -70,19 +77,20 @@ def load_model(path: Path, request: ModelRequest | None = None) -> LoadedModel:
     request = request or ModelRequest()
     recipe = find_recipe(request.recipe) if request.recipe else None
     model_args = parse_model_args(request.model_args) if request.model_args else {}
-    checkpoint = read_checkpoint(path, request.weights)
-    recognised = recognise_vim(checkpoint, model_args, recipe)
+    checkpoint, recognised = recognise(
+        read_checkpoint(path, request.weights), model_args, recipe, dense=request.task == "dense"
+    )
     config, state = recognised.config, dict(checkpoint.state)
     notes = [*checkpoint.notes, *recognised.notes]
-    check_keys(checkpoint, VisionMamba(config).state_dict())
+    check_keys(checkpoint, build(config).state_dict())
     if request.img_size is not None and request.img_size != config.img_size:
         config, state, note = _resize(config, state, request.img_size, official=request.official_pos_resize)
         notes.append(note)
-    model = VisionMamba(config)
+    model = build(config)
     # Rotations are a function of the image size; all the rest is learned and was checked key by key.
     computed = {k: v for k, v in model.state_dict().items() if k.startswith("rope.") and config != recognised.config}
     model.load_state_dict({**state, **computed})
-    spec, labels = _input_spec(recognised.recipe, config, notes)
+    spec, labels = _input_spec(recognised, config, notes)
     return LoadedModel(model.eval(), config, checkpoint, recognised, spec, labels, tuple(notes))
 
 
@@ -135,19 +143,26 @@ def check_keys(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
 
 
 def _resize(
-    config: VimConfig, state: dict[str, Tensor], img_size: tuple[int, int], *, official: bool
-) -> tuple[VimConfig, dict[str, Tensor], str]:
-    resized = replace(config, img_size=img_size)
+    config: FamilyConfig, state: dict[str, Tensor], img_size: tuple[int, int], *, official: bool
+) -> tuple[FamilyConfig, dict[str, Tensor], str]:
+    sizes = " to ".join(f"{h} x {w}" for h, w in (config.img_size, img_size))
+    if isinstance(config, VmambaConfig):
+        # VSSM resizes its position embeddings itself, while it is loaded.
+        how = "position embeddings resized" if config.posembed else "image size changed"
+        return replace(config, imgsize=img_size), state, f"{how} from {sizes} pixels"
+    resized: VimConfig = replace(config, img_size=img_size)
     if config.if_abs_pos_embed and resized.grid != config.grid:
         resize = resize_pos_embed_officially if official else resize_pos_embed
         state["pos_embed"] = resize(state["pos_embed"], config, resized)
-    sizes = " to ".join(f"{h} x {w}" for h, w in (config.img_size, img_size))
     how = "as the official code does" if official else "around the class token"
     return resized, state, f"position embeddings resized from {sizes} pixels {how}"
 
 
-def _input_spec(recipe: Recipe | None, config: VimConfig, notes: list[str]) -> tuple[InputSpec, tuple[str, ...] | None]:
+def _input_spec(
+    recognised: Recognised, config: FamilyConfig, notes: list[str]
+) -> tuple[InputSpec, tuple[str, ...] | None]:
     """Return the preprocessing and the class names, said by the recipe or assumed."""
+    recipe = recognised.recipe
     if recipe is None or recipe.input.channels != config.channels:
         notes.append("no recipe fits: ImageNet's mean, standard deviation and crop are assumed as preprocessing")
         c = config.channels
@@ -156,7 +171,10 @@ def _input_spec(recipe: Recipe | None, config: VimConfig, notes: list[str]) -> t
             mean, std = (0.5,) * c, (0.5,) * c
             notes.append(f"{c} channels: mean and standard deviation 0.5 are assumed")
         return InputSpec(size=config.img_size, channels=c, mean=mean, std=std), None
+    spec = recipe.input.model_copy(update={"size": config.img_size})
+    if recognised.is_backbone:
+        return spec, None
     labels = recipe.classes.labels() if recipe.classes.count == config.num_classes else None
     if recipe.classes.count != config.num_classes:
         notes.append(f"{config.num_classes} classes where recipe {recipe.name} has {recipe.classes.count}: no names")
-    return recipe.input.model_copy(update={"size": config.img_size}), labels
+    return spec, labels

@@ -16,7 +16,9 @@ from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint import Checkpoint
 from vimdeploy.models.recipe import Recipe, recipes
 from vimdeploy.models.vim_config import VimConfig, read_official_arguments
+from vimdeploy.models.vmamba_config import VmambaConfig
 
+FamilyConfig = VimConfig | VmambaConfig
 MODEL_ARGS = "--model-args"
 SHAPES = "the checkpoint's shapes"
 RELEASED = "the released models' defaults"
@@ -28,14 +30,21 @@ _RELEASED_DEFAULTS = {"final_pool_type": "mean"}
 class Recognised:
     """A configuration, where each value came from, the recipe that fits, and notes for the user."""
 
-    config: VimConfig
+    family: str
+    """``vim``, ``vim_dense``, ``vmamba``, ``vmamba_dense`` or ``deit``."""
+    config: FamilyConfig
     sources: dict[str, str]
     recipe: Recipe | None
     notes: tuple[str, ...]
 
+    @property
+    def is_backbone(self) -> bool:
+        """Whether the model gives feature maps, not logits."""
+        return self.family.endswith("_dense")
+
 
 def recognise_vim(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe: Recipe | None) -> Recognised:
-    """Find the configuration of the Vision Mamba in ``checkpoint``.
+    """Find the configuration of the classifier in ``checkpoint``.
 
     Args:
         checkpoint: weights under the official keys.
@@ -53,23 +62,23 @@ def recognise_vim(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe:
     given = read_official_arguments(model_args, MODEL_ARGS)
     notes = list(given.notes)
     layers: list[tuple[str, dict[str, Any]]] = [(SHAPES, facts), (MODEL_ARGS, given.values)]
-    _refuse_contradictions(checkpoint, facts, given.values, MODEL_ARGS, free=())
+    refuse_contradictions(checkpoint, facts, given.values, MODEL_ARGS, free=())
     if recipe is not None:
         values = read_official_arguments(recipe.model, f"recipe {recipe.name}").values
         # Fine-tuning to other classes keeps the recipe; its class names then no longer apply.
-        _refuse_contradictions(checkpoint, facts, values, f"recipe {recipe.name}", free=("num_classes", "img_size"))
+        refuse_contradictions(checkpoint, facts, values, f"recipe {recipe.name}", free=("num_classes", "img_size"))
         layers.append((f"recipe {recipe.name}", values))
-    layers += _own_arguments(checkpoint, notes)
+    layers += own_arguments(checkpoint, notes)
     released = _released_with(shapes)
     if released is not None:
         values = read_official_arguments(released.model, f"recipe {released.name}").values
         layers.append((f"{RELEASED} ({released.title})", values))
     layers.append((RELEASED, _RELEASED_DEFAULTS))
 
-    values, sources = _merge(layers)
-    _settle_img_size(checkpoint, shapes, layers, values, sources)
+    values, sources = merge_layers(layers)
+    settle_img_size(checkpoint, shapes, layers, values, sources)
     config = VimConfig(**values)
-    return Recognised(config, sources, recipe or _recipe_for(config), tuple(notes))
+    return Recognised("vim", config, sources, recipe or _recipe_for(config), tuple(notes))
 
 
 def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -80,7 +89,7 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
 
     """
     first = "layers.0.mixer."
-    needed = ("patch_embed.proj.weight", "norm_f.weight", *(first + k for k in ("A_log", "in_proj.weight")))
+    needed = ("patch_embed.proj.weight", "layers.0.norm.weight", *(first + k for k in ("A_log", "in_proj.weight")))
     needed += tuple(first + k for k in ("conv1d.weight", "dt_proj.weight", "x_proj.weight"))
     if missing := [key for key in needed if key not in shapes]:
         raise CheckpointError(
@@ -96,12 +105,12 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
         "patch_size": tuple(patch),
         "depth": 1 + max(int(m[1]) for key in shapes if (m := re.match(r"layers\.(\d+)\.", key))),
         "d_state": d_state,
-        "expand": _expand(d_inner, embed_dim),
+        "expand": ratio_of(d_inner, embed_dim),
         "dt_rank": shapes[first + "dt_proj.weight"][1],
         "d_conv": shapes[first + "conv1d.weight"][2],
         "conv_bias": first + "conv1d.bias" in shapes,
         "bias": first + "in_proj.bias" in shapes,
-        "rms_norm": "norm_f.bias" not in shapes,
+        "rms_norm": "layers.0.norm.bias" not in shapes,
         "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
         "if_abs_pos_embed": "pos_embed" in shapes,
         "if_rope": "rope.freqs_cos" in shapes,
@@ -131,7 +140,7 @@ def summarise_keys(keys: list[str], most: int = 10) -> str:
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
-def _expand(d_inner: int, embed_dim: int) -> float:
+def ratio_of(d_inner: int, embed_dim: int) -> float:
     """Return the ratio with int(ratio * embed_dim) == d_inner, as the official mixer computes d_inner."""
     ratio = d_inner / embed_dim
     while int(ratio * embed_dim) < d_inner:
@@ -139,9 +148,10 @@ def _expand(d_inner: int, embed_dim: int) -> float:
     return int(ratio) if ratio == int(ratio) else ratio
 
 
-def _refuse_contradictions(
+def refuse_contradictions(
     checkpoint: Checkpoint, facts: Mapping[str, Any], values: Mapping[str, Any], source: str, free: tuple[str, ...]
 ) -> None:
+    """Raise UsageError where ``values`` of a source contradict the shapes; ``free`` names may differ."""
     for name, value in values.items():
         if name in free or name not in facts:
             continue
@@ -155,17 +165,18 @@ def _refuse_contradictions(
             continue
         if value != facts[name]:
             raise UsageError(
-                f"{checkpoint.path}: {source} says {name} = {_show(value)}, the checkpoint's weights say "
-                f"{_show(facts[name])}.",
+                f"{checkpoint.path}: {source} says {name} = {show_value(value)}, the checkpoint's weights say "
+                f"{show_value(facts[name])}.",
                 hint=f"Leave {name} out, or pass the checkpoint it belongs to.",
             )
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """Return a value of a configuration for a message."""
     return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
-def _own_arguments(checkpoint: Checkpoint, notes: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def own_arguments(checkpoint: Checkpoint, notes: list[str]) -> list[tuple[str, dict[str, Any]]]:
     """Return what the checkpoint's training arguments say; its model name is a hint, its shapes are not overridden."""
     own: dict[str, Any] = {}
     size = checkpoint.arguments.get("input_size")
@@ -196,7 +207,8 @@ def _released_with(shapes: Mapping[str, tuple[int, ...]]) -> Recipe | None:
     return None
 
 
-def _merge(layers: list[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
+def merge_layers(layers: list[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return each value from the first source that has it, and that source's name."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for source, layer in layers:
@@ -206,7 +218,7 @@ def _merge(layers: list[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], di
     return values, sources
 
 
-def _settle_img_size(
+def settle_img_size(
     checkpoint: Checkpoint,
     shapes: Mapping[str, tuple[int, ...]],
     layers: list[tuple[str, dict[str, Any]]],
@@ -236,8 +248,8 @@ def _settle_img_size(
             return
         if source == MODEL_ARGS:
             raise UsageError(
-                f"{checkpoint.path}: {source} says img_size = {_show(size)}, which gives {found} patches at stride "
-                f"{stride}; the checkpoint's position embeddings have {patches}.",
+                f"{checkpoint.path}: {source} says img_size = {show_value(size)}, which gives {found} patches at "
+                f"stride {stride}; the checkpoint's position embeddings have {patches}.",
                 hint="img_size is the size it was trained at; to export at another one, use --img-size.",
             )
     stride = given_stride or patch[0]

@@ -13,7 +13,7 @@ from vimdeploy.errors import ModelError, UsageError, nearest
 from vimdeploy.models.vim_config import OfficialArguments, VimConfig, read_official_arguments
 
 LAST_LAYER_PROCESSES = ("none", "add", "add & norm")
-_DENSE_ARGUMENTS = ("out_indices", "if_fpn", "use_residual_as_feature", "last_layer_process", "out_feature")
+DENSE_ARGUMENTS = ("kind", "out_indices", "if_fpn", "use_residual_as_feature", "last_layer_process", "out_feature")
 _IGNORED_ARGUMENTS = ("use_checkpoint", "type", "final_pool_type", "flip_img_sequences_ratio")
 """What the dense forward never reads."""
 
@@ -82,6 +82,11 @@ class VimDenseConfig(VimConfig):
         return {name: value for name, value in values.items() if name not in unused}
 
 
+def quarters(depth: int) -> tuple[int, ...]:
+    """Return the last layer of each quarter: the ``out_indices`` of every shipped configuration."""
+    return tuple(sorted({max(depth * (i + 1) // 4 - 1, 0) for i in range(4)}))
+
+
 def read_dense_arguments(arguments: Mapping[str, Any], source: str) -> OfficialArguments:
     """Translate arguments of the official ``VisionMambaSeg`` or ``VisionMambaDet`` into fields.
 
@@ -97,11 +102,11 @@ def read_dense_arguments(arguments: Mapping[str, Any], source: str) -> OfficialA
     given = {name: value for name, value in arguments.items() if name not in _IGNORED_ARGUMENTS}
     if "in_chans" in given:
         given["channels"] = given.pop("in_chans")
-    own = {name: given.pop(name) for name in (*_DENSE_ARGUMENTS, "kind") if name in given}
+    own = {name: given.pop(name) for name in DENSE_ARGUMENTS if name in given}
     if given.pop("use_double_cls_token", False) and given.get("if_cls_token", True):
         raise ModelError(f"{source}: use_double_cls_token crashes the official dense backbones.")
     given.pop("if_cls_token", None)
-    read = read_official_arguments(given, source, _DENSE_ARGUMENTS)
+    read = read_official_arguments(given, source, DENSE_ARGUMENTS)
     return OfficialArguments({**read.values, **{k: _convert(k, v, source) for k, v in own.items()}}, read.notes)
 
 

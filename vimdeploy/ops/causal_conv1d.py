@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vimdeploy.ops.implementation import implementation
+from vimdeploy.ops.kernels import kernels_for
 from vimdeploy.ops.official import official_causal_conv1d
 
 
@@ -73,7 +74,12 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[
         ValueError: a shape, direction or activation does not fit the contract.
     """
     _check(x, weight, bias, directions, activation)
-    if x.is_cuda and implementation() == "mamba-ssm":
+    chosen = implementation()
+    if chosen == "kernels" and (kernels := kernels_for(x)) is not None:
+        u = kernels.causal_conv1d(x, weight, bias, directions, activation)
+        if u is not None:
+            return u
+    if x.is_cuda and chosen == "mamba-ssm":
         return official_causal_conv1d(x, weight, bias, directions, activation)
     return causal_conv1d_differentiable(x, weight, bias, directions, activation)
 

@@ -1,4 +1,4 @@
-"""Which code computes the custom ops: the torch code of this package, or the official kernels as a cross-check."""
+"""Which code computes the custom ops: our CUDA kernels, torch code, or the official kernels as a cross-check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Literal, get_args
 
 from vimdeploy.errors import MissingDependencyError, UsageError, nearest
 
-Implementation = Literal["torch", "mamba-ssm"]
+Implementation = Literal["kernels", "torch", "mamba-ssm"]
+"""``kernels`` are those of the TensorRT plugin, on a GPU, where they are built; elsewhere it computes in torch."""
 VARIABLE = "VIMDEPLOY_OPS"
 """Environment variable that selects the implementation for a whole process."""
 
@@ -19,14 +20,14 @@ _selected: list[Implementation] = []
 
 
 def implementation() -> Implementation:
-    """Return the implementation in use: the innermost :func:`using`, else ``VIMDEPLOY_OPS``, else ``torch``.
+    """Return the implementation in use: the innermost :func:`using`, else ``VIMDEPLOY_OPS``, else ``kernels``.
 
     Raises:
         UsageError: ``VIMDEPLOY_OPS`` names none.
         MissingDependencyError: its packages are not installed.
 
     """
-    return _selected[-1] if _selected else check(os.environ.get(VARIABLE) or "torch")
+    return _selected[-1] if _selected else check(os.environ.get(VARIABLE) or "kernels")
 
 
 @contextmanager

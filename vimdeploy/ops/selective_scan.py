@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vimdeploy.ops.causal_conv1d import check_directions
 from vimdeploy.ops.implementation import implementation
+from vimdeploy.ops.kernels import kernels_for
 from vimdeploy.ops.official import official_selective_scan
 
 _CHUNK_BYTES = 512 << 10
@@ -125,7 +126,12 @@ def selective_scan(
         ValueError: a shape or attribute does not fit the contract.
     """
     _check(u, x_dbl, A, D, dt_weight, dt_bias, z, directions, column_major, height)
-    if u.is_cuda and implementation() == "mamba-ssm":
+    chosen = implementation()
+    if chosen == "kernels" and (kernels := kernels_for(u)) is not None:
+        y = kernels.selective_scan(u, x_dbl, A, D, dt_weight, dt_bias, z, directions, column_major, height, scale)
+        if y is not None:
+            return y
+    if u.is_cuda and chosen == "mamba-ssm":
         orders = [
             torch.tensor(_walk(u.shape[2], *walk, height), device=u.device)
             for walk in zip(directions, column_major, strict=True)

@@ -33,7 +33,7 @@ def _make(*arguments: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stderr[-4000:]}"
 
 
-def test_program(flavour: str, mutant: int = 0) -> Path:
+def program_for(flavour: str, mutant: int = 0) -> Path:
     """The emulation's test program, plain or under sanitizers, with a planted fault or none."""
     _make(f"FLAVOUR={flavour}", f"MUTANT={mutant}")
     name = flavour if mutant == 0 else f"{flavour}-mutant{mutant}"
@@ -51,6 +51,3 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
     command = [str(program), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=1200)
-
-
-test_program.__test__ = False  # type: ignore[attr-defined]  # named for what it returns, not a test

@@ -1,0 +1,44 @@
+"""Helpers of the tests of the C++ plugin.
+
+Nothing is skipped when a tool is missing: nvcc, cmake, g++ and GoogleTest are part of the gate, and a test that cannot
+have them fails and names them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one pytest worker at a time work in ``folder``; the others find its result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def needed(tool: str, package: str) -> str:
+    """Return the path of ``tool``, or fail and say which package has it."""
+    path = shutil.which(tool)
+    if path is None:
+        pytest.fail(f"{tool} is missing: apt-get install {package}", pytrace=False)
+    return path
+
+
+def run(*command: object, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that has to succeed."""
+    words = [str(word) for word in command]
+    result = subprocess.run(
+        words, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, check=False
+    )
+    assert result.returncode == 0, f"{' '.join(words)}\n{result.stdout[-8000:]}\n{result.stderr[-8000:]}"
+    return result

@@ -1,0 +1,51 @@
+"""Every command in the documentation runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def commands(page: str) -> list[str]:
+    """Return the lines that start with ``$`` in the console blocks of a page."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder that looks like the root of a checkout to the commands, and takes their output."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("examples", "export", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def test_the_readme_has_the_commands_users_type():
+    named = {shlex.split(command)[1] for command in commands("README.md")}
+    assert {"export", "verify", "predict", "inspect", "recipes", "doctor"} <= named
+
+
+@pytest.mark.parametrize("command", commands("README.md"))
+def test_readme_command_runs(command, checkout):
+    program, *arguments = shlex.split(command)
+    assert program == "vimdeploy"
+    done = subprocess.run(
+        [sys.executable, "-m", "vimdeploy.cli", *arguments],
+        cwd=checkout,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(checkout)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target

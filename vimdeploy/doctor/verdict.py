@@ -1,0 +1,271 @@
+"""What the facts mean: which commands can run here, what is wrong, and the command that mends it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vimdeploy.doctor.libraries import RUNTIMES
+from vimdeploy.doctor.report import Command, Facts, Finding, Library, Report
+
+REQUIREMENTS = {
+    "torch": "torch>=2.11",
+    "onnx": "onnx>=1.18",
+    "onnxscript": "onnxscript>=0.5",
+    "onnx-ir": "onnx-ir>=0.1.12",
+    "safetensors": "safetensors>=0.5",
+    "onnxruntime": "onnxruntime>=1.22",
+    "tensorrt": "tensorrt>=10.3",
+    "tensorrt-rtx": "tensorrt-rtx>=1.2",
+}
+"""What the extras of pyproject.toml ask for: a test compares them."""
+
+_EXPORT = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors")
+_ENGINE = ("driver", "tensorrt")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "doctor": (),
+    "recipes": (),
+    "export": (*_EXPORT, "onnxruntime"),
+    "verify": ("torch", "onnx", "safetensors", "onnxruntime"),
+    "inspect": ("onnx",),
+    "predict": ("onnxruntime",),
+    "demo": (*_EXPORT, "onnxruntime"),
+    "build-plugin": ("nvcc", "compiler", "headers"),
+    "build-engine": (*_ENGINE, "onnx", "onnx-ir", "plugin"),
+    "build-engine --runtime rtx": ("tensorrt-rtx", "onnx", "onnx-ir"),
+    "predict ENGINE": (*_ENGINE, "plugin"),
+}
+"""What each command needs. `export` verifies by default, so it needs ONNX Runtime."""
+
+
+@dataclass(frozen=True)
+class _Need:
+    """One thing that commands need: empty ``lack`` where it is there, else a remedy or the packages to install."""
+
+    lack: str = ""
+    remedy: str = ""
+    packages: tuple[str, ...] = ()
+
+
+def judge(facts: Facts) -> Report:
+    """Turn facts into a report."""
+    needs = _needs(facts)
+    commands = []
+    for name, wanted in COMMANDS.items():
+        lacks = tuple(needs[key].lack for key in wanted if needs[key].lack)
+        commands.append(Command(name, not lacks, lacks))
+    problems = (*_library_findings(facts), *_package_findings(facts), *_cuda_findings(facts), *_build_findings(facts))
+    return Report(facts, (*problems, *_missing(facts, needs)), tuple(commands))
+
+
+def _missing(facts: Facts, needs: dict[str, _Need]) -> Iterator[Finding]:
+    """Yield what is missing, with one pip command for all packages that the same commands wait for."""
+    packages: dict[str, list[_Need]] = {}
+    for key, need in needs.items():
+        needed_by = ", ".join(name for name, wanted in COMMANDS.items() if key in wanted)
+        if need.packages:
+            packages.setdefault(needed_by, []).append(need)
+        elif need.lack:
+            yield Finding("note", f"{need.lack} (needed by {needed_by})", need.remedy)
+    for needed_by, group in packages.items():
+        lacks = ", ".join(need.lack for need in group)
+        remedy = pip_install(facts, *(package for need in group for package in need.packages))
+        yield Finding("note", f"{lacks} (needed by {needed_by})", remedy)
+
+
+def pip_install(facts: Facts, *specifiers: str, options: str = "") -> str:
+    """Return the command that installs into the very Python that runs vimdeploy."""
+    # A short name where it means the same interpreter.
+    found = shutil.which("python")
+    same = found is not None and Path(found) == Path(facts.executable)
+    python = "python" if same else shlex.quote(facts.executable)
+    return " ".join([python, "-m pip install", *([options] if options else []), *map(shlex.quote, specifiers)])
+
+
+def _needs(facts: Facts) -> dict[str, _Need]:
+    needs = {}
+    for name in _EXPORT:
+        absent = not facts.package(name).version
+        needs[name] = _Need(f"{name} is not installed", packages=(REQUIREMENTS[name],)) if absent else _Need()
+    needs["onnxruntime"] = _onnxruntime_need(facts)
+    needs["driver"] = _driver_need(facts)
+    needs["tensorrt"] = _flavour_need(facts, "tensorrt", _tensorrt_package(facts))
+    needs["tensorrt-rtx"] = _flavour_need(facts, "tensorrt_rtx", REQUIREMENTS["tensorrt-rtx"])
+    needs.update(_plugin_needs(facts))
+    return needs
+
+
+def _onnxruntime_need(facts: Facts) -> _Need:
+    runtimes = [p for p in facts.packages if p.name.startswith("onnxruntime") and p.version]
+    if not runtimes:
+        return _Need("onnxruntime is not installed", packages=(REQUIREMENTS["onnxruntime"],))
+    if not facts.providers:
+        names = [p.name for p in runtimes]
+        remedy = pip_install(facts, *names, options="--force-reinstall --no-deps")
+        return _Need(f"{runtimes[0].name} {runtimes[0].version} {runtimes[0].detail}", remedy)
+    return _Need()
+
+
+def _driver_need(facts: Facts) -> _Need:
+    if facts.gpus:
+        return _Need()
+    if not facts.driver.hardware:
+        return _Need(
+            "no NVIDIA GPU is visible",
+            "run on a machine with one, or start the container with `docker run --gpus all`; without a GPU, "
+            "`vimdeploy build-engine --runtime rtx` builds ahead of time",
+        )
+    problem = facts.driver.problem or "it lists no device"
+    return _Need(
+        f"the NVIDIA driver does not answer: {problem}",
+        "install the driver (Ubuntu: `sudo ubuntu-drivers install`) and restart; "
+        "in a container: `docker run --gpus all`",
+    )
+
+
+def _tensorrt_package(facts: Facts) -> str:
+    """Return the TensorRT package whose CUDA the driver can serve."""
+    older = facts.driver.cuda.startswith("12.")
+    return REQUIREMENTS["tensorrt"].replace("tensorrt", "tensorrt-cu12") if older else REQUIREMENTS["tensorrt"]
+
+
+def _flavour_need(facts: Facts, module: str, package: str) -> _Need:
+    flavour = facts.flavour(module)
+    if flavour is None:
+        return _Need(f"{module} is not installed", packages=(package,))
+    if flavour.problem:
+        remedy = pip_install(facts, package, options="--force-reinstall")
+        return _Need(f"{module} {flavour.version} does not import: {flavour.problem}", remedy)
+    return _Need()
+
+
+def _plugin_needs(facts: Facts) -> dict[str, _Need]:
+    nvcc = any(not tool.problem for tool in facts.nvcc)
+    compiler = facts.compiler is not None and not facts.compiler.problem
+    headers = any(not h.problem for h in facts.headers)
+    plugin = any(not p.problem for p in facts.plugins)
+    return {
+        "nvcc": _Need() if nvcc else _Need("nvcc was not found", _nvcc_remedy(facts)),
+        "compiler": _Need() if compiler else _Need("no C++ compiler was found", "sudo apt-get install g++"),
+        "headers": _Need() if headers else _Need("TensorRT's headers were not found", _headers_remedy(facts)),
+        "plugin": _Need() if plugin else _Need("the plugin library is not built", "vimdeploy build-plugin"),
+    }
+
+
+def _nvcc_remedy(facts: Facts) -> str:
+    cuda12 = facts.driver.cuda.startswith("12.")
+    names = ("nvcc", "runtime", "cccl") if cuda12 else ("nvcc", "runtime", "cccl", "crt")
+    return pip_install(facts, *(f"nvidia-cuda-{n}-cu12" if cuda12 else f"nvidia-cuda-{n}" for n in names))
+
+
+def _headers_remedy(facts: Facts) -> str:
+    version = next((f.version for f in facts.flavours if f.module == "tensorrt"), "") or next(
+        (lib.version for lib in facts.libraries if lib.family == "nvinfer" and not lib.problem), ""
+    )
+    branch = ".".join(version.split(".")[:2])
+    option = f"--branch release/{branch} " if branch.count(".") == 1 else ""
+    return (
+        f"git clone --depth 1 {option}https://github.com/NVIDIA/TensorRT && "
+        "vimdeploy build-plugin --tensorrt-include TensorRT/include"
+    )
+
+
+def _library_findings(facts: Facts) -> Iterator[Finding]:
+    runtimes = [lib for lib in facts.libraries if lib.family in RUNTIMES and lib.family != "tensorrt_rtx"]
+    yield from _several(runtimes)
+    for library in facts.libraries:
+        if library.problem:
+            again = pip_install(facts, library.package, options="--force-reinstall --no-deps")
+            remedy = again if library.package else f"remove it, or install it again (found by: {_where(library)})"
+            yield Finding("warning", f"{library.path}: {library.problem}", remedy)
+
+
+def _several(runtimes: list[Library]) -> Iterator[Finding]:
+    """Warn where processes on this machine may meet different TensorRTs."""
+    known = [lib for lib in runtimes if lib.version and not lib.problem]
+    versions = sorted({lib.version for lib in known}, key=lambda v: [int(n) for n in v.split(".") if n.isdigit()])
+    if len(versions) < 2:
+        return
+    listed = "; ".join(f"{lib.version} at {lib.path} ({_where(lib)})" for lib in known)
+    majors = len({lib.major for lib in known}) > 1
+    effect = "a plan or plugin made with one does not load in another" if majors else "plans are tied to their version"
+    kind = "of different majors " if majors else ""
+    remedy = (
+        "keep one: uninstall the others, or take their folders out of LD_LIBRARY_PATH and the loader's configuration"
+    )
+    yield Finding("warning", f"{len(versions)} TensorRT versions {kind}are visible, and {effect}: {listed}", remedy)
+
+
+def _where(library: Library) -> str:
+    return ", ".join(library.sources)
+
+
+def _package_findings(facts: Facts) -> Iterator[Finding]:
+    runtimes = [p for p in facts.packages if p.name.startswith("onnxruntime") and p.version]
+    if len(runtimes) > 1:
+        names = " ".join(p.name for p in runtimes)
+        python = pip_install(facts).removesuffix(" install")
+        yield Finding(
+            "warning",
+            f"{len(runtimes)} ONNX Runtime packages share one folder and overwrite each other: {names}",
+            f"{python} uninstall -y {names} && {pip_install(facts, runtimes[-1].name)}",
+        )
+    for flavour in facts.flavours:
+        if flavour.problem:
+            yield Finding(
+                "warning",
+                f"{flavour.module} {flavour.version} does not import: {flavour.problem}",
+                pip_install(facts, flavour.module.replace("_", "-"), options="--force-reinstall"),
+            )
+
+
+def _cuda_findings(facts: Facts) -> Iterator[Finding]:
+    torch, driver = facts.package("torch"), facts.driver
+    if not facts.gpus:
+        return
+    if torch.detail == "CPU only":
+        yield Finding(
+            "note", f"torch {torch.version} cannot use the GPU", "install a CUDA build: https://pytorch.org/get-started"
+        )
+    elif torch.detail and driver.cuda and _number(torch.detail.removeprefix("CUDA ")) > _number(driver.cuda):
+        yield Finding(
+            "warning" if torch.detail.removeprefix("CUDA ").split(".")[0] != driver.cuda.split(".")[0] else "note",
+            f"torch {torch.version} is built for {torch.detail}, the driver serves CUDA {driver.cuda}",
+            "update the NVIDIA driver, or install a torch for the driver's CUDA: https://pytorch.org/get-started",
+        )
+    if facts.providers and "CUDAExecutionProvider" not in facts.providers:
+        yield Finding(
+            "note",
+            "ONNX Runtime has no CUDAExecutionProvider and runs on the CPU",
+            pip_install(facts, "onnxruntime-gpu") + " (after uninstalling onnxruntime)",
+        )
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _build_findings(facts: Facts) -> Iterator[Finding]:
+    for tool in facts.nvcc:
+        if tool.problem:
+            yield Finding("warning", f"{tool.path}: {tool.problem}", f"reinstall it, or take it out of {tool.source}")
+    for headers in facts.headers:
+        if headers.problem:
+            yield Finding(
+                "warning", f"{headers.path}: {headers.problem}", "install the headers of one TensorRT completely"
+            )
+    for plugin in facts.plugins:
+        if plugin.problem:
+            yield Finding("warning", f"plugin library {plugin.path}: {plugin.problem}", "vimdeploy build-plugin")
+    tensorrt = facts.flavour("tensorrt")
+    found = next((h for h in facts.headers if not h.problem), None)
+    if tensorrt and found and tensorrt.version.split(".")[0] not in (str(found.major), "unknown"):
+        yield Finding(
+            "warning",
+            f"the headers at {found.path} are TensorRT {found.version}, the installed runtime is {tensorrt.version}: "
+            "a plugin should be built with the headers of its runtime's major",
+            _headers_remedy(facts),
+        )

@@ -1,0 +1,75 @@
+"""Which dense Vision Mamba backbone a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vimdeploy.errors import UsageError
+from vimdeploy.models.checkpoint import Checkpoint
+from vimdeploy.models.recipe import Recipe, recipes
+from vimdeploy.models.recognise import (
+    MODEL_ARGS,
+    SHAPES,
+    Recognised,
+    facts_from_shapes,
+    merge_layers,
+    refuse_contradictions,
+    settle_img_size,
+)
+from vimdeploy.models.vim_dense_config import VimDenseConfig, quarters, read_dense_arguments
+
+SHIPPED = "the official segmentation and detection configurations"
+
+
+def is_dense(checkpoint: Checkpoint) -> bool:
+    """Whether the weights can only be a backbone's: no last norm (detection), or a pyramid (segmentation)."""
+    return "norm_f.weight" not in checkpoint.state or "fpn1.0.weight" in checkpoint.state
+
+
+def recognise_dense(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe: Recipe | None) -> Recognised:
+    """Find the configuration of the dense backbone in ``checkpoint``.
+
+    Raises:
+        CheckpointError: the weights are not a Vision Mamba's.
+        UsageError: an argument or the recipe contradicts the checkpoint's shapes.
+        ModelError: the official code crashes on this variant.
+
+    """
+    shapes = {key: tuple(value.shape) for key, value in checkpoint.state.items()}
+    facts = facts_from_shapes(checkpoint, shapes)
+    facts = {name: value for name, value in facts.items() if name not in ("if_cls_token", "num_classes")}
+    facts |= {"kind": "seg" if "norm_f.weight" in shapes else "det", "if_fpn": "fpn1.0.weight" in shapes}
+    given = read_dense_arguments(model_args, MODEL_ARGS)
+    refuse_contradictions(checkpoint, facts, given.values, MODEL_ARGS, free=())
+    layers: list[tuple[str, dict[str, Any]]] = [(SHAPES, facts), (MODEL_ARGS, given.values)]
+    if recipe is not None:
+        if recipe.family != "vim_dense":
+            raise UsageError(f"{checkpoint.path}: is a dense backbone, recipe {recipe.name} is not.")
+        values = read_dense_arguments(recipe.model, f"recipe {recipe.name}").values
+        refuse_contradictions(checkpoint, facts, values, f"recipe {recipe.name}", free=("img_size",))
+        layers.append((f"recipe {recipe.name}", values))
+    layers.append((SHIPPED, _shipped(facts)))
+    values, sources = merge_layers(layers)
+    values["if_cls_token"] = False
+    settle_img_size(checkpoint, shapes, layers, values, sources)
+    config = VimDenseConfig(**values)
+    return Recognised("vim_dense", config, sources, recipe or _recipe_for(config), (*given.notes, *config.notes))
+
+
+def _shipped(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what every shipped configuration has and shapes cannot tell."""
+    shipped = {
+        "out_indices": quarters(facts["depth"]),
+        "last_layer_process": "none" if facts["kind"] == "seg" else "add",
+    }
+    return {**shipped, "if_rope_residual": facts["if_rope"]}
+
+
+def _recipe_for(config: VimDenseConfig) -> Recipe | None:
+    for recipe in recipes().values():
+        if recipe.family != "vim_dense":
+            continue
+        if VimDenseConfig(**read_dense_arguments(recipe.model, recipe.name).values) == config:
+            return recipe
+    return None
