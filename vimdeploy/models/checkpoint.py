@@ -7,7 +7,11 @@ types.
 from __future__ import annotations
 
 import argparse
+import pickletools
 import re
+import warnings
+import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,8 +111,11 @@ def _read_torch(path: Path) -> dict[str, Any]:
     # Numbers that training scripts save beside the weights (a best accuracy, say) are numpy scalars.
     scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar  # type: ignore[attr-defined]
     harmless: list[Any] = [argparse.Namespace, scalar, np.dtype, type(np.dtype("f4")), type(np.dtype("f8"))]
+    # VMamba's training script saves its yacs configuration beside the weights: read as the mapping it is, without yacs.
+    harmless.append((OrderedDict, "yacs.config.CfgNode"))
     try:
-        with torch.serialization.safe_globals(harmless):
+        with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load meets damaged bytes at any depth and raises a dozen types, from EOFError to RuntimeError.
@@ -122,17 +129,45 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    blocked = re.search(r"(?:Unsupported (?:global|class): GLOBAL|Unsupported class) (\S+)", str(error))
-    if blocked or "weights_only" in str(error).lower():
-        what = f"calls {blocked[1]}" if blocked else "holds more than weights"
+    blocked = re.search(r"GLOBAL (\S+)", str(error))
+    name = blocked[1] if blocked else _foreign_name(path)
+    if name:
         return CheckpointError(
-            f"{path}: loading it would execute code (it {what}); nothing was executed.",
+            f"{path}: loading it would execute code (it calls {name}); nothing was executed.",
             hint="If you trust its author, load it with torch in a sandbox and save model.state_dict() alone.",
         )
     return CheckpointError(
         f"{path}: is truncated, damaged or not a PyTorch checkpoint.",
         hint="Download or copy the checkpoint again, and compare its size or checksum with the source's.",
     )
+
+
+def _foreign_name(path: Path) -> str:
+    """Return what a pickle names beyond what checkpoints are made of; empty if nothing, or if it is no pickle.
+
+    torch gives up on pickle protocols that it does not write before it meets the name. Nothing is executed here either.
+    """
+    strings = ["", ""]
+    memo: dict[int, str] = {}
+    try:
+        content = path.read_bytes()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                name = argument.replace(" ", ".") if isinstance(argument, str) else ".".join(strings[-2:])
+                if name.split(".")[0] not in ("torch", "collections", "argparse", "numpy"):
+                    return name
+            elif opcode.name.endswith(("PUT", "MEMOIZE")):
+                memo[len(memo) if argument is None else int(argument)] = strings[-1]
+            elif opcode.name.endswith("GET"):
+                strings.append(memo.get(int(argument or 0), ""))
+            elif isinstance(argument, str):
+                strings.append(argument)
+    except Exception:  # damaged bytes fail here in as many ways as in torch.load, and then name nothing
+        pass
+    return ""
 
 
 def _select(path: Path, content: Mapping[str, Any], weights: str) -> tuple[dict[str, Tensor], str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vimdeploy.errors import CheckpointError, ModelError
+from vimdeploy.errors import CheckpointError, ModelError, UsageError
 from vimdeploy.models.checkpoint import Checkpoint
 from vimdeploy.models.recipe import Recipe
 from vimdeploy.models.recognise import MODEL_ARGS, FamilyConfig, Recognised, recognise_vim, summarise_keys
@@ -25,6 +25,7 @@ _FAMILIES = {
     "vim": re.compile(r"layers\.\d+\.mixer\."),
     "vmamba": re.compile(r"layers\.\d+\.blocks\.\d+\."),
 }
+_TITLES = {"vim": "Vision Mamba", "vmamba": "VMamba"}
 _BACKBONES = ("backbone.net.", "backbone.")
 """Where detectors (detectron2's feature pyramid, then others) and segmentors keep their backbone."""
 _HEADLESS: dict[str, Any] = {"if_cls_token": False, "num_classes": 0, "use_double_cls_token": False}
@@ -60,6 +61,11 @@ def recognise(
     """
     checkpoint, whole = _take_backbone(checkpoint)
     family = tell_family(checkpoint)
+    if recipe is not None and recipe.family.removesuffix("_dense") != family:
+        raise UsageError(
+            f"{checkpoint.path}: holds a {_TITLES[family]}, recipe {recipe.name} is a {recipe.title}.",
+            hint="`vimdeploy recipes` lists the others.",
+        )
     if family == "vmamba":
         checkpoint = replace(checkpoint, state=adapt_state(checkpoint.state))
         recognised = recognise_vmamba(checkpoint, model_args, recipe, dense=dense or whole)
@@ -69,6 +75,11 @@ def recognise(
     wanted = dense or whole or any(name in model_args for name in DENSE_ARGUMENTS)
     if is_dense(checkpoint) or (wanted and "head.weight" not in checkpoint.state and not _class_tokens(checkpoint)):
         return checkpoint, recognise_dense(checkpoint, model_args, recipe)
+    if recipe is not None and recipe.family == "vim_dense":
+        raise UsageError(
+            f"{checkpoint.path}: holds a classifier, recipe {recipe.name} is a backbone ({recipe.title}).",
+            hint="Leave the recipe out; --task dense takes the classifier's layers as a backbone.",
+        )
     if wanted:
         return _classifier_as_backbone(checkpoint, model_args, recipe)
     return checkpoint, recognise_vim(checkpoint, model_args, recipe)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vimdeploy.errors import CheckpointError, UsageError
@@ -22,6 +22,7 @@ FamilyConfig = VimConfig | VmambaConfig
 MODEL_ARGS = "--model-args"
 SHAPES = "the checkpoint's shapes"
 RELEASED = "the released models' defaults"
+OFFICIAL = "the official constructor's defaults"
 _RELEASED_DEFAULTS = {"final_pool_type": "mean"}
 """Where every released model differs from the official constructor's defaults and shapes cannot tell."""
 
@@ -78,6 +79,7 @@ def recognise_vim(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe:
     values, sources = merge_layers(layers)
     settle_img_size(checkpoint, shapes, layers, values, sources)
     config = VimConfig(**values)
+    sources.update({f.name: OFFICIAL for f in fields(VimConfig) if f.name not in sources})
     return Recognised("vim", config, sources, recipe or _recipe_for(config), tuple(notes))
 
 

@@ -59,11 +59,10 @@ def recognise_dense(checkpoint: Checkpoint, model_args: Mapping[str, Any], recip
 
 def _shipped(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what every shipped configuration has and shapes cannot tell."""
-    shipped = {
-        "out_indices": quarters(facts["depth"]),
-        "last_layer_process": "none" if facts["kind"] == "seg" else "add",
-    }
-    return {**shipped, "if_rope_residual": facts["if_rope"]}
+    common = {"if_rope_residual": facts["if_rope"]}
+    if facts["kind"] == "det":
+        return {**common, "last_layer_process": "add"}
+    return {**common, "out_indices": quarters(facts["depth"])}
 
 
 def _recipe_for(config: VimDenseConfig) -> Recipe | None:

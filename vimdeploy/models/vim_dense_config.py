@@ -50,7 +50,10 @@ class VimDenseConfig(VimConfig):
             raise ModelError("if_abs_pos_embed false: the official dense backbones crash without position embeddings.")
         if self.kind == "seg":
             _check_features(self)
-        elif self.last_layer_process == "add & norm":
+            return
+        for name, value in (("out_indices", ()), ("if_fpn", False), ("use_residual_as_feature", False)):
+            object.__setattr__(self, name, value)  # what a detection backbone does not have
+        if self.last_layer_process == "add & norm":
             raise ModelError(
                 "last_layer_process 'add & norm': the official detection backbone deletes its last norm and crashes."
             )

@@ -126,10 +126,11 @@ def first_departure(
     candidate = OnnxBackend(onnx_model, taps=list(reference)).run(images)
     taps = [name for name in reference if name.startswith("block.")]
     bound = max(contract.relative_rms or 0.0, 1e-4)
-    missing = [tap for tap in taps if tap not in candidate]
-    if missing:
-        return f"not known: the file does not name its inner values ({missing[0]}, ...)"
-    for tap in taps:
+    # Values that are equal by construction (the residual input of both layers of a pair) are one value in the file.
+    known = [tap for tap in taps if tap in candidate]
+    if not known:
+        return "a place that is not known: the file does not name its inner values"
+    for tap in known:
         a, b = candidate[tap], reference[tap]
         if a.shape != b.shape or not relative_rms(a, b) <= bound:
             _, block, what = tap.split(".")
