@@ -1,38 +1,30 @@
-"""Builds what the suite runs: the kernels for the GPU at hand, or for the host; the sanitizer driver; the ceilings.
-
-The CMake project wants TensorRT's headers, which a machine without TensorRT has not. The kernels library needs none of
-them, so nvcc builds its sources directly, all at once, and ptxas's report of registers and spills is kept.
-"""
+"""Builds what the suite runs: the kernels for the GPU at hand, or for the host; the sanitizer driver; the ceilings."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vimdeploy.engine.toolchain import find_nvcc, plugin_sources, source_files, source_hash
+from vimdeploy.engine.plugin_build import build_plugin
+from vimdeploy.engine.toolchain import find_nvcc
 from vimdeploy.errors import MissingDependencyError
+from vimdeploy.native import plugin_sources, source_hash
 
 HERE = Path(__file__).resolve().parent
-_FOLDERS = ("selective_scan/", "causal_conv1d/", "c_api/")
 
 
 @dataclass(frozen=True)
 class Built:
-    """What :func:`build` made. ``ceilings`` is None for the host, which has none to measure."""
+    """What a build made. ``ceilings`` is None for the host, which has none to measure."""
 
     kernels: Path
     driver: Path
     ceilings: Path | None
-    report: dict[str, Any]
-    """Per kernel: registers, spilled bytes, stack frame; empty for the host."""
 
 
 def sources_digest() -> str:
@@ -40,84 +32,32 @@ def sources_digest() -> str:
     return source_hash(plugin_sources())
 
 
-def kernel_sources() -> list[str]:
-    """Return the files of libvimdeploy_kernels, the slowest to compile first."""
-    names = [n for n in source_files(plugin_sources()) if n.startswith(_FOLDERS) and n.endswith((".cu", ".cpp"))]
-    return sorted((n for n in names if not n.endswith("/plugin.cpp")), key=lambda n: ("kernel_" not in n, n))
-
-
 def build(folder: Path, compute_capability: str) -> Built:
     """Build for one architecture (``"9.0"``) into ``folder``, or return what an earlier call built.
+
+    The kernels are built as ``vimdeploy build-plugin --kernels-only`` builds them for a user.
 
     Raises:
         MissingDependencyError: there is no nvcc, or it fails; the message holds its errors.
     """
+    library = build_plugin([compute_capability], kernels_only=True, cache=folder)
+    target = library.parent
     number = compute_capability.replace(".", "")
-    nvcc = find_nvcc()
-    target = folder / f"{sources_digest()}-cuda{nvcc.version}-sm{number}"
-    target.mkdir(parents=True, exist_ok=True)
-    library, driver, ceilings = (
-        target / name for name in ("libvimdeploy_kernels.so", "sanitizer_driver", "libceilings.so")
-    )
-    report = target / "ptxas.txt"
-    architecture = ["-gencode", f"arch=compute_{number},code=sm_{number}"]
-    common = [str(nvcc.path), "-std=c++17", "-O3", "-lineinfo", *architecture]
+    compiler = [str(find_nvcc().path), "-std=c++17", "-O3", "-gencode", f"arch=compute_{number},code=sm_{number}"]
+    driver, ceilings = target / "sanitizer_driver", target / "libceilings.so"
     with _lock(target):
-        if not library.is_file():
-            _build_kernels(common, target, library, report)
-        if not driver.is_file():
+        source = HERE / "sanitizer_driver.cpp"
+        if _is_older(driver, source):
             linking = ["-L", str(target), "-lvimdeploy_kernels", f"-Xlinker=-rpath={target}"]
-            _run(
-                [
-                    *common,
-                    "-I",
-                    str(plugin_sources()),
-                    "-x",
-                    "cu",
-                    str(HERE / "sanitizer_driver.cpp"),
-                    "-o",
-                    str(driver),
-                    *linking,
-                ]
-            )
-        if not ceilings.is_file():
-            _run([*common, "-Xcompiler=-fPIC", "-shared", str(HERE / "ceilings.cu"), "-o", str(ceilings)])
-    return Built(library, driver, ceilings, read_ptxas(report.read_text()))
+            _run([*compiler, "-I", str(plugin_sources()), "-x", "cu", str(source), "-o", str(driver), *linking])
+        source = HERE / "ceilings.cu"
+        if _is_older(ceilings, source):
+            _run([*compiler, "-Xcompiler=-fPIC", "-shared", str(source), "-o", str(ceilings)])
+    return Built(library, driver, ceilings)
 
 
-def _build_kernels(common: Sequence[str], target: Path, library: Path, report: Path) -> None:
-    root = plugin_sources()
-
-    def compile_one(name: str) -> tuple[Path, str]:
-        out = target / (name.replace("/", "_") + ".o")
-        flags = ["-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "-I", str(root)]
-        return out, _run([*common, *flags, "-c", str(root / name), "-o", str(out)])
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = list(pool.map(compile_one, kernel_sources()))
-    report.write_text("\n".join(text for _, text in done))
-    temporary = library.with_suffix(".part")
-    exports = f"-Xlinker=--version-script={root / 'common' / 'kernels.map'}"
-    objects = [str(out) for out, _ in done]
-    _run([common[0], "-shared", "-cudart=static", exports, "-o", str(temporary), *objects])
-    temporary.replace(library)
-
-
-def read_ptxas(text: str) -> dict[str, Any]:
-    """Read ``ptxas -v``: registers, spilled bytes and stack frame of each kernel."""
-    pattern = re.compile(
-        r"Compiling entry function '(?P<name>[^']+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill "
-        r"stores, (?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
-        re.DOTALL,
-    )
-    return {
-        match["name"]: {
-            "registers": int(match["registers"]),
-            "stack": int(match["stack"]),
-            "spilled": int(match["stores"]) + int(match["loads"]),
-        }
-        for match in pattern.finditer(text)
-    }
+def _is_older(built: Path, source: Path) -> bool:
+    return not built.is_file() or built.stat().st_mtime < source.stat().st_mtime
 
 
 def build_emulated(folder: Path) -> Built:
@@ -136,10 +76,10 @@ def build_emulated(folder: Path) -> Built:
     with _lock(folder):
         _run(["make", "-s", "-j2", "-C", str(root / "emulation"), f"BUILD={folder}", "library"])
         source = HERE / "sanitizer_driver.cpp"
-        if not driver.is_file() or driver.stat().st_mtime < source.stat().st_mtime:
+        if _is_older(driver, source):
             flags = ["-std=c++17", "-O1", "-DVIMDEPLOY_EMULATION", "-I", str(root)]
             _run([compiler, *flags, str(source), "-o", str(driver), str(library), f"-Wl,-rpath={folder}"])
-    return Built(library, driver, None, {})
+    return Built(library, driver, None)
 
 
 class _lock:  # noqa: N801  # reads as a statement

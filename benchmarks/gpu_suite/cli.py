@@ -133,7 +133,6 @@ class _Suite:
     def _correctness(self, store: Any, seed: int, deadline: float) -> bool:
         from benchmarks.gpu_suite import correctness
 
-        store.notes["ptxas"] = self.built.report
         return correctness.run(
             self.kernels, store, seed=seed, device=self.device, small=self.dry_run, deadline=deadline
         )
@@ -156,5 +155,5 @@ class _Suite:
         from benchmarks.gpu_suite import models
 
         return models.run(
-            self.kernels, self.peer, store, seed=seed, device=self.device, deadline=deadline, dry_run=self.dry_run
+            self.built.kernels, self.peer, store, seed=seed, device=self.device, deadline=deadline, dry_run=self.dry_run
         )

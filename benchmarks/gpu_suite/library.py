@@ -7,7 +7,7 @@ needs to say both.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_int32, c_int64, c_uint64
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from benchmarks.gpu_suite.cases import ConvCase, ScanCase, ScanInputs
 from vimdeploy.errors import ArtifactError
+from vimdeploy.ops.kernels import _ConvArgs as ConvArgs
+from vimdeploy.ops.kernels import _ScanArgs as ScanArgs
 
 ABI = 1
 VARIANTS = {1: "thread-16", 2: "thread-8", 3: "thread-4", 4: "thread-1", 5: "generic", 6: "chunked"}
@@ -23,34 +25,6 @@ _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 class KernelError(RuntimeError):
     """The library refused a call; the message is its own."""
-
-
-class _ScanArgs(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_uint64),
-        *((name, c_int64) for name in ("batch", "length")),
-        *((name, c_int32) for name in ("channels", "states", "rank", "groups", "shared_u", "shared_x_dbl", "gated")),
-        ("dtype", c_int32),
-        ("directions", c_int32 * 4),
-        ("column_major", c_int32 * 4),
-        ("height", c_int32),
-        ("scale", c_float),
-        *((name, c_int32) for name in ("variant", "sm_count")),
-        *((name, c_void_p) for name in ("u", "x_dbl", "a", "d", "dt_weight", "dt_bias", "z", "y", "workspace")),
-        ("workspace_size", c_uint64),
-        ("stream", c_void_p),
-    ]
-
-
-class _ConvArgs(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_uint64),
-        *((name, c_int64) for name in ("batch", "length")),
-        *((name, c_int32) for name in ("channels", "width", "groups", "silu", "dtype")),
-        ("directions", c_int32 * 4),
-        ("reserved", c_int32),
-        *((name, c_void_p) for name in ("x", "weight", "bias", "u", "stream")),
-    ]
 
 
 class _ScanPlan(ctypes.Structure):
@@ -72,7 +46,7 @@ class Kernels:
             raise ArtifactError(f"{path} has interface version {abi}; this suite speaks {ABI}")
         for name, result in (("kernels_backend", ctypes.c_char_p), ("last_error", ctypes.c_char_p)):
             getattr(self._library, f"vimdeploy_{name}").restype = result
-        for name, argument in (("scan", _ScanArgs), ("conv", _ConvArgs)):
+        for name, argument in (("scan", ScanArgs), ("conv", ConvArgs)):
             getattr(self._library, f"vimdeploy_{name}").argtypes = [POINTER(argument)]
 
     @property
@@ -112,7 +86,7 @@ class Kernels:
 
     def conv(self, case: ConvCase, x: Tensor, weight: Tensor, bias: Tensor, u: Tensor) -> None:
         """Compute u (G, B, L, E)."""
-        args = _ConvArgs(struct_size=ctypes.sizeof(_ConvArgs))
+        args = ConvArgs(struct_size=ctypes.sizeof(ConvArgs))
         args.batch, args.length, args.channels, args.width = case.batch, case.length, case.channels, case.width
         args.groups, args.silu, args.dtype = len(case.directions), int(case.silu), _TYPES[x.dtype]
         args.directions[: args.groups] = case.directions
@@ -126,8 +100,8 @@ class Kernels:
         return code
 
 
-def _describe(case: ScanCase, variant: int = 0) -> _ScanArgs:
-    args = _ScanArgs(struct_size=ctypes.sizeof(_ScanArgs), variant=variant)
+def _describe(case: ScanCase, variant: int = 0) -> ScanArgs:
+    args = ScanArgs(struct_size=ctypes.sizeof(ScanArgs), variant=variant)
     for name in ("batch", "length", "channels", "states", "rank", "groups", "height", "scale"):
         setattr(args, name, getattr(case, name))
     args.shared_u, args.shared_x_dbl, args.gated = int(case.shared_u), int(case.shared_x), int(case.gated)

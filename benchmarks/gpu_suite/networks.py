@@ -15,10 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu_suite.cases import ConvCase, ScanCase, ScanInputs
-from benchmarks.gpu_suite.library import Kernels
 from benchmarks.gpu_suite.peers import Peer
-from vimdeploy.models.mamba import Mamba, MixerWeights
+from vimdeploy.models.mamba import FoldedMamba, Mamba
 from vimdeploy.models.vim import Block, VisionMamba
 from vimdeploy.models.vim_config import VimConfig
 
@@ -34,36 +32,13 @@ def vim_config(size: str, pixels: int, *, small: bool = False) -> VimConfig:
     return VimConfig(img_size=(pixels, pixels), embed_dim=SIZES[size])
 
 
-class FusedMixer(nn.Module):
-    """A bimamba v2 mixer on our kernels; the project's folded weights."""
-
-    def __init__(self, weights: MixerWeights, kernels: Kernels, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.kernels = kernels
-        self.scale = weights.scale
-        for name in ("in_x", "in_z", "conv_weight", "conv_bias", "x_proj", "dt_weight", "out"):
-            self.register_buffer(name, getattr(weights, name).detach().to(dtype).contiguous())
-        for name in ("A", "D", "dt_bias"):
-            self.register_buffer(name, getattr(weights, name).detach().float().contiguous())
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Mix tokens (B, L, D)."""
-        w = cast("dict[str, Tensor]", self._buffers)
-        x, z = hidden @ w["in_x"], hidden @ w["in_z"]
-        batch, length, channels = x.shape
-        dtype = str(x.dtype).removeprefix("torch.")
-        u = x.new_empty(2, *x.shape)
-        self.kernels.conv(
-            ConvCase(batch, length, channels, w["conv_weight"].shape[-1], dtype), x, w["conv_weight"], w["conv_bias"], u
-        )
-        x_dbl = u @ w["x_proj"]
-        states, rank = w["A"].shape[-1], w["dt_weight"].shape[-1]
-        case = ScanCase(batch, length, channels, states, rank, dtype, scale=self.scale)
-        inputs = ScanInputs(u, x_dbl, w["A"], w["D"], w["dt_weight"], w["dt_bias"], z)
-        workspace = torch.empty(self.kernels.workspace_size(case), dtype=torch.uint8, device=x.device)
-        y = torch.empty_like(x)
-        self.kernels.scan(case, inputs, y, workspace)
-        return y @ w["out"]
+def fused_mixer(mamba: Mamba, dtype: torch.dtype) -> FoldedMamba:
+    """Return the project's mixer for inference; what the op contract wants in float32 stays so."""
+    folded = FoldedMamba(mamba.fold())
+    for name, value in folded.named_buffers():
+        if name not in ("A", "D", "dt_bias"):
+            folded.register_buffer(name, value.to(dtype).contiguous())
+    return folded
 
 
 class PeerMixer(nn.Module):

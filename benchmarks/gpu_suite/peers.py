@@ -103,12 +103,12 @@ BWD(at::BFloat16, float) BWD(at::BFloat16, c10::complex<float>)
 BWD(float, float) BWD(float, c10::complex<float>)
 """
 _NVCC_FLAGS = [
-    *("-O3", "-std=c++17", "-U__CUDA_NO_HALF_OPERATORS__", "-U__CUDA_NO_HALF_CONVERSIONS__"),
+    *("-O3", "-U__CUDA_NO_HALF_OPERATORS__", "-U__CUDA_NO_HALF_CONVERSIONS__"),
     *("-U__CUDA_NO_BFLOAT16_OPERATORS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__", "-U__CUDA_NO_BFLOAT162_OPERATORS__"),
     *("-U__CUDA_NO_BFLOAT162_CONVERSIONS__", "--expt-relaxed-constexpr", "--expt-extended-lambda"),
     *("--use_fast_math", "-lineinfo"),
 ]
-"""Those of its setup.py."""
+"""Those of its setup.py; torch adds the C++ standard that its headers want."""
 
 
 def unpack_official(source: Path, folder: Path) -> tuple[Path, str]:
@@ -153,7 +153,7 @@ def build_official(source: Path, folder: Path) -> tuple[Any, str]:
         name="selective_scan_cuda",
         sources=[str(sources / "selective_scan.cpp"), str(folder / "forward_half.cu"), str(folder / "rest.cpp")],
         extra_include_paths=[str(sources)],
-        extra_cflags=["-O3", "-std=c++17"],
+        extra_cflags=["-O3"],
         extra_cuda_cflags=_NVCC_FLAGS,
         build_directory=str(folder),
         with_cuda=True,
