@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(256) expRate(float* out, int iterations)
 #pragma unroll
         for (int i = 0; i < kCHAINS; ++i)
         {
-            value[i] = exp2Approx(value[i]);
+            value[i] = exp2Approx(-value[i]); // stays between 0 and 1
         }
     }
     float sum = 0.0F;
