@@ -23,7 +23,7 @@
 #define blockIdx (::vimdeploy::emulation::current().block)
 #define blockDim (::vimdeploy::emulation::current().blockSize)
 #define __syncthreads() ::vimdeploy::emulation::syncThreads(__FILE__, __LINE__)
-#define __syncwarp() ::vimdeploy::emulation::warpExchange(0xffffffffU, 0U, 0, __FILE__, __LINE__)
+#define __syncwarp() ::vimdeploy::emulation::warpCollective(nullptr, nullptr, __FILE__, __LINE__)
 #define __shfl_xor_sync(mask, value, distance)                                                                        \
     ::vimdeploy::emulation::shuffleXor((mask), (value), (distance), __FILE__, __LINE__)
 #define VIMDEPLOY_DYNAMIC_SHARED(name) unsigned char* const name = ::vimdeploy::emulation::dynamicShared()
@@ -91,8 +91,9 @@ struct ThreadView
 ThreadView const& current() noexcept;
 unsigned char* dynamicShared() noexcept;
 void syncThreads(char const* file, int line) noexcept;
-//! Waits for every lane of `mask` at this very call; \return the value of lane `own ^ distance`.
-uint32_t warpExchange(uint32_t mask, uint32_t value, int distance, char const* file, int line) noexcept;
+//! Waits for all lanes of the warp at this very call; the last to arrive calls `combine`, unless it is null, with what
+//! the 32 lanes brought, by lane.
+void warpCollective(void* payload, void (*combine)(void** payloads), char const* file, int line) noexcept;
 //! Ends the process: a rule of the machine was broken.
 [[noreturn]] void fault(char const* what) noexcept;
 //! Runs the blocks in turn, their threads interleaved in seeded random order.
@@ -103,13 +104,66 @@ void setSeed(uint64_t seed) noexcept;
 //! Runs only the first and the last `count` blocks of each launch; 0: all.
 void setBlockFilter(uint64_t count) noexcept;
 
+struct ShuffleLane
+{
+    float value;
+    int distance;
+    float result;
+};
+
+inline void combineShuffle(void** payloads)
+{
+    for (int lane = 0; lane < 32; ++lane)
+    {
+        ShuffleLane& target = *static_cast<ShuffleLane*>(payloads[lane]);
+        target.result = static_cast<ShuffleLane const*>(payloads[lane ^ target.distance])->value;
+    }
+}
+
 inline float shuffleXor(uint32_t mask, float value, int distance, char const* file, int line)
 {
-    uint32_t word;
-    std::memcpy(&word, &value, sizeof(word));
-    word = warpExchange(mask, word, distance, file, line);
-    std::memcpy(&value, &word, sizeof(word));
-    return value;
+    if (mask != 0xffffffffU)
+    {
+        fault("only whole warps are served");
+    }
+    ShuffleLane lane{value, distance, 0.0F};
+    warpCollective(&lane, combineShuffle, file, line);
+    return lane.result;
+}
+
+//! mma.sync.m16n8k8.row.col: c (16 x 8, float32) += a (16 x 8) * b (8 x 8), spread over the lanes of a warp as the PTX
+//! manual has it. With g = lane / 4 and t = lane % 4 a lane holds
+//!     a[0], a[1]: row g, columns 2t, 2t + 1;  a[2], a[3]: row g + 8    b[0], b[1]: rows 2t, 2t + 1, column g
+//!     c[0], c[1]: row g, columns 2t, 2t + 1;  c[2], c[3]: row g + 8
+struct MmaLane
+{
+    float a[4];
+    float b[2];
+    float c[4];
+};
+
+inline void combineMma(void** payloads)
+{
+    for (int lane = 0; lane < 32; ++lane)
+    {
+        MmaLane& target = *static_cast<MmaLane*>(payloads[lane]);
+        for (int i = 0; i < 4; ++i)
+        {
+            int const row = lane / 4 + i / 2 * 8;
+            int const column = lane % 4 * 2 + i % 2;
+            for (int k = 0; k < 8; ++k)
+            {
+                MmaLane const& rowLane = *static_cast<MmaLane const*>(payloads[row % 8 * 4 + k / 2]);
+                MmaLane const& columnLane = *static_cast<MmaLane const*>(payloads[column * 4 + k / 2]);
+                target.c[i] += rowLane.a[row / 8 * 2 + k % 2] * columnLane.b[k % 2];
+            }
+        }
+    }
+}
+
+inline void mma(MmaLane& lane, char const* file, int line)
+{
+    warpCollective(&lane, combineMma, file, line);
 }
 
 //! A value in [-1, 1] that depends on the bits of x and on the seed only.

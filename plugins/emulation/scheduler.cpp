@@ -63,9 +63,7 @@ struct Fiber
     Status status{Status::kDONE};
     char const* file{nullptr};
     int line{0};
-    uint32_t mask{0};
-    uint32_t value{0};
-    int distance{0};
+    void* payload{nullptr};
     int index{0};
     void* tsanFiber{nullptr};
 };
@@ -297,23 +295,18 @@ void syncThreads(char const* file, int line) noexcept
     acquire(edge);
 }
 
-uint32_t warpExchange(uint32_t mask, uint32_t value, int distance, char const* file, int line) noexcept
+void warpCollective(void* payload, void (*combine)(void** payloads), char const* file, int line) noexcept
 {
     Fiber& fiber = *gMachine.running;
-    if (mask != 0xffffffffU)
-    {
-        fault("only whole warps are served");
-    }
     auto const first = static_cast<std::size_t>(fiber.index / kWARP * kWARP);
     fiber.file = file;
     fiber.line = line;
-    fiber.mask = mask;
-    fiber.value = value;
-    fiber.distance = distance;
+    fiber.payload = payload;
     fiber.status = Status::kIN_WARP;
     std::size_t const warp = first / kWARP;
     char* const edge = &gMachine.edges[1 + warp].warp[gMachine.warpGeneration[warp] % 2];
     release(edge);
+    void* payloads[kWARP]{};
     bool complete = true;
     for (std::size_t lane = 0; lane < kWARP && complete; ++lane)
     {
@@ -322,26 +315,25 @@ uint32_t warpExchange(uint32_t mask, uint32_t value, int distance, char const* f
             fault("a warp operation names lanes that do not exist");
         }
         Fiber const& other = *gMachine.fibers[first + lane];
-        complete = other.status == Status::kIN_WARP && other.line == line && other.mask == mask;
+        complete = other.status == Status::kIN_WARP && other.line == line;
+        payloads[lane] = other.payload;
     }
     if (complete)
     {
         ++gMachine.warpGeneration[warp];
-        uint32_t results[kWARP]{};
-        for (std::size_t lane = 0; lane < kWARP; ++lane)
+        acquire(edge);
+        if (combine != nullptr)
         {
-            std::size_t const from = lane ^ static_cast<std::size_t>(gMachine.fibers[first + lane]->distance);
-            results[lane] = gMachine.fibers[first + from]->value;
+            combine(payloads);
         }
+        release(edge);
         for (std::size_t lane = 0; lane < kWARP; ++lane)
         {
-            gMachine.fibers[first + lane]->value = results[lane];
             makeReady(*gMachine.fibers[first + lane]);
         }
     }
     switchToMachine();
     acquire(edge);
-    return fiber.value;
 }
 
 cudaError_t launch(dim3 grid, dim3 block, std::size_t sharedBytes, std::function<void()> const& kernel)

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from native import locked, needed, run
+from native import architectures, locked, needed, run
 
 from vimdeploy.engine.plugin_build import build_plugin
 from vimdeploy.native import cache_folder, plugin_sources
@@ -39,7 +39,7 @@ def tensorrt_include() -> Path:
 def library(tensorrt_include: Path) -> Path:
     """``libvimdeploy_plugin.so`` for every architecture, built once per state of the sources and kept in the cache."""
     with locked(cache_folder()):
-        return build_plugin(tensorrt_include=tensorrt_include, jobs=2)
+        return build_plugin([f"sm_{number}" for number in architectures()], tensorrt_include, jobs=2)
 
 
 @pytest.fixture(scope="session")

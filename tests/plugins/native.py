@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from vimdeploy.engine.toolchain import find_nvcc, parse_architectures
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -42,3 +44,12 @@ def run(*command: object, timeout: float = 900, **environment: str) -> subproces
     )
     assert result.returncode == 0, f"{' '.join(words)}\n{result.stdout[-8000:]}\n{result.stderr[-8000:]}"
     return result
+
+
+def architectures() -> tuple[int, ...]:
+    """What the shared library is built for: every GPU since Turing; while working on the kernels, fewer.
+
+    VIMDEPLOY_TEST_ARCHITECTURES=sm_90 spares a developer minutes per change. The gate does not set it.
+    """
+    names = os.environ.get("VIMDEPLOY_TEST_ARCHITECTURES", "")
+    return parse_architectures(names.split(",") if names else [], find_nvcc())

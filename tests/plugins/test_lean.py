@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from vimdeploy.engine.plugin import read_info
 from vimdeploy.graph import contract
 from vimdeploy.native import PRELOAD
 
@@ -164,3 +165,31 @@ def test_the_preload_flavour_says_when_there_is_no_tensorrt(library: Path) -> No
         ["/bin/true"], capture_output=True, text=True, timeout=60, check=True, env={"LD_PRELOAD": str(preload)}
     )
     assert result.stderr == ""
+
+
+LOADER = """
+from pathlib import Path
+from vimdeploy.engine.plugin import load_library, read_info, registered_ops
+from vimdeploy.errors import VimdeployError
+
+said["major"] = int(trt.__version__.split(".")[0])
+try:
+    library = load_library(trt, Path(path))
+    said["path"] = str(library.path)
+    said["same"] = load_library(trt) is library
+except VimdeployError as error:
+    said["error"] = error.message
+said["ops"] = registered_ops(registry)
+"""
+
+
+def test_our_loader_loads_it_or_says_that_it_is_for_another_tensorrt(library: Path) -> None:
+    said, _ = play(LOADER, library)
+    info = read_info(library)
+    if info.tensorrt_major == said["major"]:
+        assert said["path"] == str(library)
+        assert said["same"]
+        assert sorted(said["ops"]) == sorted(contract.OPS)
+    else:
+        assert f"was built with the headers of TensorRT {info.tensorrt}, but TensorRT {said['major']}." in said["error"]
+        assert said["ops"] == []
