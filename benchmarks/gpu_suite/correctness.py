@@ -187,6 +187,12 @@ def check_far(kernels: ScanAndConv, case: ScanCase, seed: int, device: str) -> d
     return {"seed": seed, "errors": {name: error}, "wrong": [text for text in (inexact, missing) if text]}
 
 
+def _check(kernels: ScanAndConv, case: ScanCase | ConvCase, seed: int, device: str) -> dict[str, Any]:
+    if isinstance(case, ScanCase):
+        return check_scan(kernels, case, seed, device)
+    return check_conv(kernels, case, seed, device)
+
+
 def run(kernels: ScanAndConv, store: Store, *, seed: int, device: str, small: bool, deadline: float) -> bool:
     """Run the part; returns whether nothing was wrong, as far as it came."""
     store.notes = {"seed": seed, "tolerances": TOLERANCES, **store.notes}
@@ -197,10 +203,11 @@ def run(kernels: ScanAndConv, store: Store, *, seed: int, device: str, small: bo
         if time.monotonic() > deadline:
             store.save()
             return not failures(store.cases)
-        if isinstance(case, ScanCase):
-            store.cases[case.name] = check_scan(kernels, case, seed + index, device)
-        else:
-            store.cases[case.name] = check_conv(kernels, case, seed + index, device)
+        try:
+            store.cases[case.name] = _check(kernels, case, seed + index, device)
+        except RuntimeError as error:  # an asynchronous CUDA error: the device is lost to this process
+            store.put(case.name, {"seed": seed + index, "errors": {}, "wrong": [f"ended the run: {error}"[:500]]})
+            return False
         if index % 20 == 0:
             store.save()
     if device != "cpu":

@@ -61,16 +61,19 @@ def run(kernels: Kernels, driver: Path, store: Store, *, dry_run: bool, deadline
     problems = lines(kernels)
     tool = None if dry_run else find_tool()
     store.notes |= {"problems": len(problems), "tool": tool or NOT_MEASURED}
+    listing = store.path.with_name("sanitizer_problems.txt")
+    listing.write_text("\n".join(problems) + "\n")
+    target = [str(driver), str(listing)]
     if "driver" not in store.cases:
-        store.put("driver", _call([str(driver)], problems, _TOOL_SECONDS))
+        store.put("driver", _call(target, len(problems), _TOOL_SECONDS))
     for name in TOOLS if tool else ():
         if store.cases.get(name, {}).get("status") in ("clean", "found"):
             continue
         left = deadline - time.monotonic()
         if left < 5:
             return _is_clean(store)
-        command = [str(tool), "--tool", name, "--error-exitcode", "9", "--print-limit", "10", str(driver)]
-        store.put(name, _call(command, problems, min(_TOOL_SECONDS, left)))
+        command = [str(tool), "--tool", name, "--error-exitcode", "9", "--print-limit", "10", *target]
+        store.put(name, _call(command, len(problems), min(_TOOL_SECONDS, left)))
     store.save(complete=True)
     return _is_clean(store)
 
@@ -79,17 +82,15 @@ def _is_clean(store: Store) -> bool:
     return all(result["status"] != "found" for result in store.cases.values())
 
 
-def _call(command: list[str], problems: list[str], seconds: float) -> dict[str, Any]:
+def _call(command: list[str], problems: int, seconds: float) -> dict[str, Any]:
     start = time.monotonic()
     try:
-        done = subprocess.run(
-            command, input="\n".join(problems) + "\n", capture_output=True, text=True, check=False, timeout=seconds
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
         return {"status": f"{NOT_MEASURED}: longer than {seconds:.0f} s"}
     text = done.stdout + done.stderr
     if "Device not supported" in text or "Failed to initialize" in text:
         return {"status": f"{NOT_MEASURED}: the tool refuses this machine", "output": text[-2000:]}
-    found = done.returncode != 0 or f"{len(problems)} problems on " not in done.stdout
+    found = done.returncode != 0 or f"{problems} problems on " not in done.stdout
     result: dict[str, Any] = {"status": "found" if found else "clean", "seconds": round(time.monotonic() - start, 1)}
     return {**result, "output": text[-6000:]} if found else result

@@ -1,6 +1,6 @@
 //! \file sanitizer_driver.cpp
 //! Runs scans and convolutions through the C interface with one exact allocation per tensor, and without Python, so
-//! that compute-sanitizer sees every byte out of bounds and nothing else. Reads one problem per line from stdin:
+//! that compute-sanitizer sees every byte out of bounds and nothing else. Reads one problem per line of the file it is given:
 //!     scan <variant> <dtype> <B> <L> <E> <N> <R> <sharedU> <sharedX> <gated> <height> <groups> <dir...> <column...>
 //!     conv <dtype> <B> <L> <E> <K> <silu> <groups> <dir...>
 //! Ends with 1 when a call is refused or an output holds a NaN, 0 and a count otherwise. With VIMDEPLOY_EMULATION
@@ -11,7 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <iostream>
+#include <fstream>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -266,11 +266,16 @@ void runConv(std::istringstream& words, std::string const& line)
 
 } // namespace
 
-int main()
+int main(int argc, char** argv)
 {
+    std::ifstream problems(argc == 2 ? argv[1] : "");
+    if (!problems)
+    {
+        stop("give one file of problems");
+    }
     int count = 0;
     std::string line;
-    while (std::getline(std::cin, line))
+    while (std::getline(problems, line))
     {
         std::istringstream words(line);
         std::string op;
