@@ -65,7 +65,8 @@ def run(library: Path, peer: Peer, store: Store, *, seed: int, device: str, dead
                     bench.run(network, size, pixels, names)
     wanted = [key(s, p, b, n) for s in sizes for p in sides for b in batches for n in NETWORKS]
     store.save(complete=all(name in store.cases for name in wanted))
-    return all(case.get("logits_error", 0.0) <= LOGITS_TOLERANCE for case in store.cases.values())
+    found = store.cases.values()
+    return all(c.get("logits_error", 0.0) <= LOGITS_TOLERANCE and c.get("status") != "failed" for c in found)
 
 
 @dataclass
@@ -133,6 +134,8 @@ class _Bench:
             timing = measure(lambda _: model(images), 1, seconds=0.6)
         except torch.OutOfMemoryError:
             return {"status": "out of memory"}
+        except RuntimeError as error:
+            return {"status": "failed", "error": f"{type(error).__name__}: {error}"[:500]}
         finally:
             self._forget()
         speed = batch / timing["median_us"] * 1e6

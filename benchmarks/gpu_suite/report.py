@@ -93,7 +93,8 @@ def _checks(parts: dict[str, Part]) -> list[str]:
     found = {} if part is None else part["cases"]
     tools = [f"{name} {found[name]['status'] if name in found else NOT_MEASURED}" for name in _tools()]
     lines.append(f"- compute-sanitizer: {', '.join(tools)}")
-    return lines
+    errors = {name: p["notes"]["error"] for name, p in parts.items() if "error" in p["notes"]}
+    return lines + [f"- part {name} ended early: {error.splitlines()[0]}" for name, error in errors.items()]
 
 
 def _tools() -> tuple[str, ...]:

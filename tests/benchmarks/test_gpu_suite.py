@@ -26,6 +26,7 @@ from benchmarks.gpu_suite import (
     cases,
     cli,
     correctness,
+    kernels,
     peers,
     report,
     sanitizer,
@@ -63,7 +64,7 @@ def command(out: Path, *arguments: str, absent: tuple[str, ...] = ABSENT) -> sub
     """Run the suite in a process that cannot import ``absent``."""
     block = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); sys.argv[0] = 'gpu_suite'"
     program = f"{block}; sys.path.insert(0, {str(ROOT)!r}); from benchmarks.gpu_suite.cli import main; sys.exit(main())"
-    options = ["--out", str(out), "--emulation", str(EMULATION), *arguments]
+    options = ["--out", str(out), "--build", str(EMULATION), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", program, *options], capture_output=True, text=True, check=False, env=environment
@@ -144,7 +145,7 @@ def test_what_is_wrong_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     one = [ScanCase(1, 5, 8, rank=2)]
     monkeypatch.setattr(correctness.problems, "correctness_cases", lambda seed, small: iter(one))
     monkeypatch.setattr("benchmarks.gpu_suite.library.Kernels.scan", lambda *_: None)
-    options = ["--dry-run", "--out", str(tmp_path), "--emulation", str(EMULATION)]
+    options = ["--dry-run", "--out", str(tmp_path), "--build", str(EMULATION)]
     assert cli.main(options) == 1
     assert not (tmp_path / "kernels.json").exists()
     printed = capsys.readouterr().out
@@ -306,6 +307,16 @@ def test_lost_device_ends_the_part_and_is_written_down(library: Kernels, tmp_pat
     assert len(written["cases"]) == 1
     assert not written["complete"]
     assert "illegal memory access" in correctness.failures(written["cases"]).popitem()[1][0]
+
+
+def test_cuda_error_in_a_part_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def fails(*_: Any, **__: Any) -> bool:
+        raise RuntimeError("CUDA error: misaligned address")
+
+    monkeypatch.setattr(kernels, "run", fails)
+    options = ["--dry-run", "--part", "kernels", "--out", str(tmp_path), "--build", str(EMULATION)]
+    assert cli.main(options) == 1
+    assert "- part kernels ended early: RuntimeError: CUDA error: misaligned address" in capsys.readouterr().out
 
 
 def test_wrong_convolution_is_caught(library: Kernels) -> None:
