@@ -388,7 +388,7 @@ def test_a_gpu_is_described_by_its_driver(machine: Machine, tmp_path: Path, comp
     assert report.facts.driver.cuda == "12.8"
     # A driver of CUDA 12 cannot run the packages for CUDA 13, which are the default.
     assert "'tensorrt-cu12>=10.3'" in finding(report, "tensorrt is not installed").remedy
-    assert "nvidia-cuda-nvcc-cu12" in finding(report, "nvcc was not found").remedy
+    assert "cuda-toolkit-12-8 " in finding(report, "nvcc was not found").remedy
 
 
 def test_a_newer_driver_gets_the_default_packages(machine: Machine, tmp_path: Path, compile_library: Compile) -> None:
@@ -512,16 +512,47 @@ def test_circular_macros_end(tmp_path: Path) -> None:
     assert header_version(path) == ""
 
 
+INFO = 'vimdeploy-plugin-info{"version":"0.1.0","tensorrt":"10.14","cuda":"13.0","architectures":"80,89,89+PTX"}'
+PLUGIN = f"__attribute__((used)) static char const kINFO[] = {json.dumps(INFO)};"
+
+
 @pytest.mark.parametrize("place", ["environment", "cache"])
-def test_a_built_plugin_library_is_found(
+def test_a_built_plugin_library_is_found_and_says_what_it_is(
     machine: Machine, tmp_path: Path, compile_library: Compile, place: str
 ) -> None:
     folder = tmp_path / "home" / ".cache" / "vimdeploy" / "plugins" / "key" if place == "cache" else tmp_path
-    path = compile_library(folder / "libvimdeploy_plugins.so", "int getCreators(void) { return 0; }")
+    path = compile_library(folder / "libvimdeploy_plugin.so", PLUGIN)
     env = {**machine.env, "VIMDEPLOY_PLUGIN": str(path)} if place == "environment" else machine.env
     report = examine(replace(machine, env=env))
-    assert [p.path for p in report.facts.plugins] == [str(path)]
+    (found,) = report.facts.plugins
+    assert (found.path, found.problem) == (str(path), "")
+    assert (found.tensorrt, found.cuda, found.architectures) == ("10.14", "13.0", "80,89,89+PTX")
     assert "the plugin library is not built" not in command(report, "build-engine").missing
+
+
+def test_the_kernels_for_pytorch_are_no_plugin(machine: Machine, tmp_path: Path, compile_library: Compile) -> None:
+    cache = tmp_path / "home" / ".cache" / "vimdeploy" / "plugins" / "key"
+    compile_library(cache / "libvimdeploy_kernels.so", PLUGIN)
+    report = examine(machine)
+    assert [p.serves for p in report.facts.plugins] == ["PyTorch"]
+    assert "the plugin library is not built" in command(report, "build-engine").missing
+
+
+def test_a_plugin_for_another_major_than_the_runtime_is_a_warning(
+    machine: Machine, tmp_path: Path, compile_library: Compile
+) -> None:
+    distribution(machine, "tensorrt", "11.4.0")
+    module(machine, "tensorrt", "__version__ = '11.4.0'")
+    path = compile_library(tmp_path / "libvimdeploy_plugin.so", PLUGIN)
+    report = examine(replace(machine, env={**machine.env, "VIMDEPLOY_PLUGIN": str(path)}))
+    assert "built for TensorRT 10.14, the installed runtime is 11.4.0" in finding(report, str(path)).message
+
+
+def test_a_foreign_library_is_no_plugin(machine: Machine, tmp_path: Path, compile_library: Compile) -> None:
+    path = compile_library(tmp_path / "libother.so", tensorrt(101301))
+    report = examine(replace(machine, env={**machine.env, "VIMDEPLOY_PLUGIN": str(path)}))
+    assert "does not say that it is a vimdeploy library" in finding(report, str(path)).message
+    assert "the plugin library is not built" in command(report, "build-engine").missing
 
 
 def test_a_plugin_variable_that_names_no_file_is_told(machine: Machine, tmp_path: Path) -> None:
@@ -573,3 +604,27 @@ def test_this_very_machine_is_examined_without_importing_torch() -> None:
     assert versions["torch"] == torch.__version__
     assert "CPUExecutionProvider" in data["providers"]
     assert next(c for c in data["commands"] if c["name"] == "export")["ready"]
+
+
+def test_only_commands_that_exist_are_spoken_of(machine: Machine) -> None:
+    report = examine(machine, available={"doctor", "predict"})
+    assert [c.name for c in report.commands] == ["doctor", "predict"]
+    assert [f.message for f in report.findings] == ["onnxruntime is not installed (needed by predict)"]
+
+
+def test_every_command_of_the_command_line_is_judged() -> None:
+    from vimdeploy.cli import app
+
+    commands = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands}
+    assert commands <= {name.split()[0] for name in COMMANDS}
+
+
+def test_the_command_prints_tables_or_json() -> None:
+    for option in ([], ["--json"]):
+        command_line = [sys.executable, "-m", "vimdeploy.cli", "doctor", *option]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command_line, env=env, capture_output=True, text=True, check=True)
+        if option:
+            assert json.loads(done.stdout)["schema"] == SCHEMA
+        else:
+            assert "Commands on this machine" in done.stdout

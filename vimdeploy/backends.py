@@ -6,7 +6,7 @@ import copy
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ from vimdeploy.errors import ArtifactError, MissingDependencyError
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.graph.export import FamilyModel
+    from vimdeploy.engine.device_session import Face
+    from vimdeploy.models.families import FamilyModel
 
 Array = npt.NDArray[np.float32]
 
@@ -110,6 +111,8 @@ class OnnxBackend:
             ) from error
         self._source = source
         self._input = self._session.get_inputs()[0].name
+        # A model converted with half-precision inputs and outputs keeps the float32 face here.
+        self._dtype = np.float16 if self._session.get_inputs()[0].type == "tensor(float16)" else np.float32
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -120,12 +123,41 @@ class OnnxBackend:
     def run(self, images: Array) -> dict[str, Array]:
         """Compute the outputs; see :class:`Backend`."""
         try:
-            outputs = self._session.run(self._outputs, {self._input: images})
+            outputs = self._session.run(self._outputs, {self._input: images.astype(self._dtype, copy=False)})
         except Exception as error:
             raise ArtifactError(
                 f"{self._source}: ONNX Runtime cannot run it on {images.shape}: {str(error).splitlines()[0]}"
             ) from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        return {n: y.astype(np.float32, copy=False) for n, y in zip(self._outputs, outputs, strict=True)}
+
+
+class SessionBackend:
+    """A session (``vimdeploy.load``): a TensorRT plan, or an ONNX file with the same face."""
+
+    def __init__(self, session: Face, name: str = "TensorRT") -> None:
+        """Hold an open session; it stays the caller's to close."""
+        self.name = name
+        self._session = session
+
+    def run(self, images: Array) -> dict[str, Array]:
+        """Compute the outputs in the session's own types; see :class:`Backend`."""
+        tensor = self._session.inputs[0]
+        if tensor.dtype == "bfloat16":
+            import ml_dtypes
+
+            outputs = self._session.run({tensor.name: images.astype(ml_dtypes.bfloat16).view(np.uint16)})
+        else:
+            outputs = self._session.run({tensor.name: np.ascontiguousarray(images.astype(tensor.dtype, copy=False))})
+        return {t.name: _as_float(outputs[t.name], t.dtype) for t in self._session.outputs}
+
+
+def _as_float(array: Any, dtype: str) -> Array:
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        array = array.view(ml_dtypes.bfloat16)
+    result: Array = array.astype(np.float32, copy=False)
+    return result
 
 
 def require(module: str, extra: str, purpose: str) -> None:
@@ -167,7 +199,6 @@ def _with_outputs(model: Path | onnx.ModelProto, names: Sequence[str]) -> onnx.M
     copy = onnx.ModelProto()
     copy.CopyFrom(read_onnx(model) if isinstance(model, Path) else model)
     known = {name for node in copy.graph.node for name in node.output} - {o.name for o in copy.graph.output}
-    copy.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name in known
-    )
+    # Without a type, ONNX Runtime takes the one it infers: float16 inside a converted model.
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name in known)
     return copy

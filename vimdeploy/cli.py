@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vimdeploy import __version__
+from vimdeploy import __version__, cli_engine
 from vimdeploy.console import errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from vimdeploy.manifest import ModelInfo
     from vimdeploy.pipeline import Stage
     from vimdeploy.verify.onnx import Report
 
@@ -53,9 +54,14 @@ def _root(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Trained weights: .pth, .pt or .safetensors.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="Trained weights: .pth, .pt or .safetensors; none with --arch.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="ONNX file to write; default: beside the checkpoint.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="A recipe's model; without a checkpoint it gets random weights, to measure it.")
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Name of a recipe (see `vimdeploy recipes`) or a TOML file.")
@@ -93,24 +99,29 @@ def export(
     from vimdeploy import pipeline
     from vimdeploy.models.load import ModelRequest
 
+    if checkpoint is None and arch is None:
+        raise UsageError("Name a checkpoint, or a recipe with --arch for random weights.")
+    if arch is not None and recipe is not None:
+        raise UsageError("--arch and --recipe say the same thing: name one of them.")
     model = ModelRequest(
-        recipe=recipe,
+        recipe=recipe or (arch if checkpoint else None),
         model_args=model_args,
         weights=_choice("--weights", weights, ("model", "ema")),
         img_size=_parse_size(img_size) if img_size else None,
         official_pos_resize=official_pos_resize,
+        arch=None if checkpoint else arch,
     )
     fixed = None if batch == "dynamic" else _positive("--batch", batch)
     request = pipeline.ExportRequest(task=task, batch=fixed, opset=opset, verify=verify)
-    target = output or checkpoint.with_suffix(".onnx")
+    target = output or (checkpoint.with_suffix(".onnx") if checkpoint else Path(f"{arch}.onnx"))
     with progress("Exporting") as update:
         made = pipeline.export(checkpoint, target, model, request, _stages(update))
     if as_json:
         print_json(
-            {"onnx": str(made.path), "manifest": str(made.manifest_path), **made.manifest.model_dump(mode="json")}
+            {"path": str(made.path), "manifest_path": str(made.manifest_path), **made.manifest.model_dump(mode="json")}
         )
         return
-    _show_model(made.manifest.model.sources, made.manifest.model.arguments)
+    _show_model(made.manifest.model)
     for note in made.manifest.notes:
         say(note, label="note:")
     if made.report:
@@ -129,11 +140,19 @@ def verify(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be repeated.")] = None,
     atol: Annotated[float | None, typer.Option(min=0, help="With --rtol: replaces the recipe's contract.")] = None,
     rtol: Annotated[float | None, typer.Option(min=0, help="|a - b| <= atol + rtol * |b|.")] = None,
+    ladder: Annotated[
+        bool, typer.Option("--ladder", help="Every form this machine can run: torch, ONNX, engines, both precisions.")
+    ] = False,
+    engine: Annotated[list[Path] | None, typer.Option(help="Plan for the ladder; may be repeated.")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="The ladder's half precision is BF16, not FP16.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON; - prints it.")] = None,
 ) -> None:
-    """Prove that an ONNX file computes what the PyTorch model computes; exit code 1 if it does not."""
+    """Prove that an ONNX file or a plan computes what the PyTorch model computes; exit code 1 if it does not."""
     from vimdeploy.backends import require
 
+    if ladder or engine or cli_engine.is_plan(model):
+        cli_engine.verify_ladder(model, checkpoint, images, samples, engine or [], bf16, json_file)
+        return
     require("torch", "export", "vimdeploy verify")
     from vimdeploy import pipeline
     from vimdeploy.files import write_all
@@ -219,7 +238,8 @@ def doctor(as_json: JsonFlag = False) -> None:
 
     from vimdeploy.doctor import examine, render
 
-    report = examine()
+    commands = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    report = examine(available=commands)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -265,6 +285,9 @@ def demo(
     say(f"Next: vimdeploy predict {made.exported.path} {example}")
 
 
+cli_engine.register(app)
+
+
 def _stages(update: Any) -> Stage:
     """Return a stage callback that reports to a progress bar."""
 
@@ -275,48 +298,15 @@ def _stages(update: Any) -> Stage:
     return stage
 
 
-@app.command("build-plugin")
-def build_plugin(
-    arch: Annotated[
-        str | None, typer.Option(help="GPU architectures, as in sm_89,sm_90, or native; default: Turing and newer.")
-    ] = None,
-    tensorrt_include: Annotated[
-        Path | None, typer.Option(help="Folder with NvInferRuntime.h; default: TENSORRT_ROOT, then the system's.")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Compilers at work at once; default: one per core.")] = None,
-    kernels_only: Annotated[
-        bool, typer.Option("--kernels-only", help="Only the kernels for PyTorch: needs nothing of TensorRT.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build again what is already in the cache.")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Build the TensorRT plugin library on this machine, into the cache."""
-    from vimdeploy.engine import plugin
-
-    names = [name.strip() for name in arch.split(",")] if arch is not None else []
-    with progress("Building the plugin library", "steps") as update:
-        path = plugin.build_plugin(
-            names,
-            tensorrt_include,
-            kernels_only=kernels_only,
-            jobs=jobs,
-            force=force,
-            progress=lambda done, total, _: update(done, total),
-        )
-    info = {} if kernels_only else vars(plugin.read_info(path))
-    if as_json:
-        print_json({"library": str(path), **info})
-        return
-    say(f"{path}" + "".join(f"; {name.replace('_', ' ')} {value}" for name, value in info.items()))
-
-
-def _show_model(sources: dict[str, str], arguments: dict[str, Any]) -> None:
-    """Say what was inferred from where."""
+def _show_model(model: ModelInfo) -> None:
+    """Say what was seen, and what was inferred from where."""
+    sources, arguments = model.sources, model.arguments
     by_source: dict[str, list[str]] = {}
     flat = {**arguments, **arguments.get("ssm_cfg", {})}
     for name, source in sources.items():
         by_source.setdefault(source, []).append(f"{name}={_short(flat.get(name))}")
-    table("Architecture", ("known from", "values"), [(s, ", ".join(v)) for s, v in by_source.items()])
+    title = f"Architecture: {model.family}, {f'recipe {model.recipe}' if model.recipe else 'no recipe fits'}"
+    table(title, ("known from", "values"), [(s, ", ".join(v)) for s, v in by_source.items()])
 
 
 def _show_report(report: Report) -> None:

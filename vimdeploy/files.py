@@ -67,7 +67,8 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
                 _pending(path).replace(path)
     finally:
         for part in (*parts.values(), *(() if named else map(_pending, sidecars))):
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # where nothing could be written there is nothing to remove
+                part.unlink()
 
 
 def sidecar_of(artifact: Path, sidecar: Path) -> Path:

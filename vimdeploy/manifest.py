@@ -50,10 +50,10 @@ class CheckpointInfo(_Section):
     """Where the weights came from."""
 
     file: str
-    """Relative to the artifact's folder."""
+    """Relative to the artifact's folder; empty for random weights."""
     sha256: str
     weights: str
-    """``model`` or ``ema``."""
+    """``model``, ``ema`` or ``random``."""
 
 
 class OnnxInfo(_Section):
@@ -87,6 +87,8 @@ class Manifest(_Section):
     parity: dict[str, Any] | None
     """Report of the verification at export; None if it was left out."""
     notes: tuple[str, ...]
+    conversion: dict[str, Any] | None = None
+    """What `vimdeploy convert` changed; None for a file as exported."""
 
     def to_bytes(self) -> bytes:
         """Return the JSON text of the sidecar."""

@@ -10,6 +10,8 @@ tables and other commands read the same facts::
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from vimdeploy.doctor.examine import collect
 from vimdeploy.doctor.machine import Machine
 from vimdeploy.doctor.render import render
@@ -19,6 +21,12 @@ from vimdeploy.doctor.verdict import judge
 __all__ = ["Machine", "Report", "collect", "examine", "judge", "render"]
 
 
-def examine(machine: Machine | None = None) -> Report:
-    """Look at this machine (or at the one given) and say what it can do. Never raises for what it finds."""
-    return judge(collect(machine or Machine()))
+def examine(machine: Machine | None = None, available: Collection[str] | None = None) -> Report:
+    """Look at a machine and say what it can do. Never raises for what it finds.
+
+    Args:
+        machine: where to look; None stands for this machine.
+        available: the commands that the command line has; None stands for all.
+
+    """
+    return judge(collect(machine or Machine()), available)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PROBE_SECONDS = 10.0
+PROBE_SECONDS = 20.0
+"""Long enough for an import on a machine that is busy with other things."""
 
 
 def _library_folders() -> tuple[Path, ...]:

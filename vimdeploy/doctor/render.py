@@ -48,7 +48,9 @@ Row = Sequence[str | Text]
 
 
 def _table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    # As a line of its own: a table's title is broken at the table's width.
+    console.print(Text(title, "bold"))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=index < len(columns) - 1)
     for row in rows:
@@ -96,10 +98,13 @@ def _building(facts: Facts) -> Iterable[Row]:
     for headers in facts.headers:
         yield ("NvInfer.h", headers.version or "?", f"{headers.path} ({headers.source})")
     for plugin in facts.plugins:
-        yield ("plugin library", "", f"{plugin.path} ({plugin.source}){': ' if plugin.problem else ''}{plugin.problem}")
+        built = f"for TensorRT {plugin.tensorrt}, " if plugin.tensorrt else ""
+        what = plugin.problem or f"{built}CUDA {plugin.cuda}, sm {plugin.architectures}"
+        name = "plugin library" if plugin.serves == "TensorRT" else "kernels for PyTorch"
+        yield (name, plugin.tensorrt or plugin.cuda, f"{plugin.path} ({plugin.source}): {what}")
     if not facts.nvcc:
         yield ("nvcc", Text("not found", "dim"), "")
     if not facts.headers:
         yield ("NvInfer.h", Text("not found", "dim"), "")
-    if not facts.plugins:
+    if not any(p.serves == "TensorRT" for p in facts.plugins):
         yield ("plugin library", Text("not built", "dim"), "")

@@ -107,10 +107,16 @@ class Headers:
 
 @dataclass(frozen=True)
 class PluginLibrary:
-    """A built library of the custom ops."""
+    """A built library of the custom ops, and what it says of itself."""
 
     path: str
     source: str
+    serves: str
+    """``TensorRT`` (the plugins) or ``PyTorch`` (the same kernels alone)."""
+    tensorrt: str = ""
+    """Version of the headers it was built with."""
+    cuda: str = ""
+    architectures: str = ""
     problem: str = ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,10 @@ from vimdeploy.doctor.machine import Machine, run
 from vimdeploy.doctor.report import Headers, PluginLibrary, Tool
 
 PLUGIN_VARIABLE = "VIMDEPLOY_PLUGIN"
-_PLUGIN_FILES = "libvimdeploy_*.so*"
+_PLUGIN_FILES = "libvimdeploy_*.so"
+_KERNELS = "libvimdeploy_kernels.so"
+_INFO = re.compile(rb"vimdeploy-plugin-info(\{[^}\x00]{1,2000}\})")
+"""What a library says of itself, readable without loading it."""
 
 
 def find_nvcc(machine: Machine) -> list[tuple[str, Path]]:
@@ -50,7 +54,7 @@ def examine_nvcc(machine: Machine, source: str, path: Path) -> Tool:
 def find_compiler(machine: Machine) -> Tool | None:
     """Return the host's C++ compiler, which nvcc calls."""
     named = machine.env.get("CXX", "")
-    for name in (named, "c++", "g++", "clang++"):
+    for name in (named, "g++", "c++"):
         path = shutil.which(name, path=machine.env.get("PATH", "")) if name else None
         if path:
             answer = run([path, "-dumpfullversion", "-dumpversion"], machine.env)
@@ -109,8 +113,20 @@ def find_plugins(machine: Machine) -> tuple[PluginLibrary, ...]:
     """Return the libraries of the custom ops: named by the environment, in the package, in the cache."""
     found: dict[Path, PluginLibrary] = {}
     for source, path in _plugin_candidates(machine):
-        found.setdefault(path.resolve(), PluginLibrary(str(path), source, elf_problem(path)))
+        if path.resolve() not in found:
+            found[path.resolve()] = _examine_plugin(path, source)
     return tuple(found.values())
+
+
+def _examine_plugin(path: Path, source: str) -> PluginLibrary:
+    serves = "PyTorch" if path.name == _KERNELS else "TensorRT"
+    if problem := elf_problem(path):
+        return PluginLibrary(str(path), source, serves, problem=problem)
+    try:
+        info = json.loads(_INFO.search(path.read_bytes())[1])  # type: ignore[index]
+        return PluginLibrary(str(path), source, serves, info["tensorrt"], info["cuda"], info["architectures"])
+    except (OSError, TypeError, ValueError, KeyError):
+        return PluginLibrary(str(path), source, serves, problem="does not say that it is a vimdeploy library")
 
 
 def _plugin_candidates(machine: Machine) -> Iterator[tuple[str, Path]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "predict ENGINE": (*_ENGINE, "plugin"),
 }
 """What each command needs. `export` verifies by default, so it needs ONNX Runtime."""
+_PART_OF = {"predict ENGINE": "build-engine"}
+"""A use of a command that exists only together with another one."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +52,31 @@ class _Need:
     packages: tuple[str, ...] = ()
 
 
-def judge(facts: Facts) -> Report:
-    """Turn facts into a report."""
+def judge(facts: Facts, available: Collection[str] | None = None) -> Report:
+    """Turn facts into a report.
+
+    Args:
+        facts: what was found.
+        available: the commands that the command line has; None stands for all that this module knows.
+
+    """
     needs = _needs(facts)
+    known = {n: w for n, w in COMMANDS.items() if available is None or _PART_OF.get(n, n).split()[0] in available}
     commands = []
-    for name, wanted in COMMANDS.items():
+    for name, wanted in known.items():
         lacks = tuple(needs[key].lack for key in wanted if needs[key].lack)
         commands.append(Command(name, not lacks, lacks))
     problems = (*_library_findings(facts), *_package_findings(facts), *_cuda_findings(facts), *_build_findings(facts))
-    return Report(facts, (*problems, *_missing(facts, needs)), tuple(commands))
+    return Report(facts, (*problems, *_missing(facts, needs, known)), tuple(commands))
 
 
-def _missing(facts: Facts, needs: dict[str, _Need]) -> Iterator[Finding]:
+def _missing(facts: Facts, needs: dict[str, _Need], commands: dict[str, tuple[str, ...]]) -> Iterator[Finding]:
     """Yield what is missing, with one pip command for all packages that the same commands wait for."""
     packages: dict[str, list[_Need]] = {}
     for key, need in needs.items():
-        needed_by = ", ".join(name for name, wanted in COMMANDS.items() if key in wanted)
+        needed_by = ", ".join(name for name, wanted in commands.items() if key in wanted)
+        if not needed_by:
+            continue
         if need.packages:
             packages.setdefault(needed_by, []).append(need)
         elif need.lack:
@@ -146,7 +157,7 @@ def _plugin_needs(facts: Facts) -> dict[str, _Need]:
     nvcc = any(not tool.problem for tool in facts.nvcc)
     compiler = facts.compiler is not None and not facts.compiler.problem
     headers = any(not h.problem for h in facts.headers)
-    plugin = any(not p.problem for p in facts.plugins)
+    plugin = any(not p.problem and p.serves == "TensorRT" for p in facts.plugins)
     return {
         "nvcc": _Need() if nvcc else _Need("nvcc was not found", _nvcc_remedy(facts)),
         "compiler": _Need() if compiler else _Need("no C++ compiler was found", "sudo apt-get install g++"),
@@ -156,9 +167,13 @@ def _plugin_needs(facts: Facts) -> dict[str, _Need]:
 
 
 def _nvcc_remedy(facts: Facts) -> str:
-    cuda12 = facts.driver.cuda.startswith("12.")
-    names = ("nvcc", "runtime", "cccl") if cuda12 else ("nvcc", "runtime", "cccl", "crt")
-    return pip_install(facts, *(f"nvidia-cuda-{n}-cu12" if cuda12 else f"nvidia-cuda-{n}" for n in names))
+    # Code of a CUDA 13 toolkit does not run on a driver of CUDA 12, and the wheels for CUDA 12 carry no nvcc.
+    if facts.driver.cuda.startswith("12."):
+        package = f"cuda-toolkit-{facts.driver.cuda.replace('.', '-')}"
+        return (
+            f"sudo apt-get install {package} (from NVIDIA's repository), or: conda install -c nvidia 'cuda-nvcc=12.*'"
+        )
+    return pip_install(facts, *(f"nvidia-cuda-{name}" for name in ("nvcc", "runtime", "crt", "cccl")))
 
 
 def _headers_remedy(facts: Facts) -> str:
@@ -261,11 +276,25 @@ def _build_findings(facts: Facts) -> Iterator[Finding]:
         if plugin.problem:
             yield Finding("warning", f"plugin library {plugin.path}: {plugin.problem}", "vimdeploy build-plugin")
     tensorrt = facts.flavour("tensorrt")
+    first = next((p for p in facts.plugins if p.serves == "TensorRT" and not p.problem), None)
+    if tensorrt and first and _majors_differ(tensorrt.version, first.tensorrt):
+        yield Finding(
+            "warning",
+            f"plugin library {first.path} is built for TensorRT {first.tensorrt}, the installed runtime is "
+            f"{tensorrt.version}",
+            "vimdeploy build-plugin",
+        )
     found = next((h for h in facts.headers if not h.problem), None)
-    if tensorrt and found and tensorrt.version.split(".")[0] not in (str(found.major), "unknown"):
+    if tensorrt and found and _majors_differ(tensorrt.version, found.version):
         yield Finding(
             "warning",
             f"the headers at {found.path} are TensorRT {found.version}, the installed runtime is {tensorrt.version}: "
             "a plugin should be built with the headers of its runtime's major",
             _headers_remedy(facts),
         )
+
+
+def _majors_differ(first: str, second: str) -> bool:
+    """Whether two versions are known to be of different majors."""
+    a, b = (version.partition(".")[0] for version in (first, second))
+    return a.isdigit() and b.isdigit() and a != b

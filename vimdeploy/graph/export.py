@@ -18,13 +18,11 @@ from vimdeploy.errors import UsageError
 from vimdeploy.graph import contract
 from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.schema import register_schemas
+from vimdeploy.models.families import FamilyModel
 from vimdeploy.models.folding import fold
 from vimdeploy.models.tasks import find_taps, find_task
-from vimdeploy.models.vim import VisionMamba
-from vimdeploy.models.vmamba import VSSM
 
 INPUT = "images"
-FamilyModel = VisionMamba | VSSM
 
 
 def export_onnx(

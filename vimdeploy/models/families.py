@@ -8,35 +8,85 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from vimdeploy.errors import CheckpointError, ModelError, UsageError
+from vimdeploy.errors import CheckpointError, ModelError, UsageError, nearest
 from vimdeploy.models.checkpoint import Checkpoint
-from vimdeploy.models.recipe import Recipe
-from vimdeploy.models.recognise import MODEL_ARGS, FamilyConfig, Recognised, recognise_vim, summarise_keys
+from vimdeploy.models.deit import Deit, DeitConfig, adapt_deit_state, load_deit, read_deit_arguments
+from vimdeploy.models.deit import facts_from_shapes as deit_facts
+from vimdeploy.models.recipe import Recipe, recipes
+from vimdeploy.models.recognise import (
+    MODEL_ARGS,
+    SHAPES,
+    FamilyConfig,
+    Recognised,
+    merge_layers,
+    recognise_vim,
+    refuse_contradictions,
+    summarise_keys,
+)
 from vimdeploy.models.recognise_dense import is_dense, recognise_dense
 from vimdeploy.models.recognise_vmamba import recognise_vmamba
 from vimdeploy.models.vim import VisionMamba
-from vimdeploy.models.vim_config import VimConfig
+from vimdeploy.models.vim_config import VimConfig, read_official_arguments
 from vimdeploy.models.vim_dense import VisionMambaDense
 from vimdeploy.models.vim_dense_config import DENSE_ARGUMENTS, VimDenseConfig, quarters, read_dense_arguments
 from vimdeploy.models.vmamba import VSSM, adapt_state, make_vmamba
+from vimdeploy.models.vmamba_config import VmambaConfig, read_vmamba_arguments
 
-_FAMILIES = {
+FamilyModel = VisionMamba | VSSM | Deit
+FAMILIES = ("vim", "vim_dense", "vmamba", "deit")
+"""Families of recipes."""
+_PATTERNS = {
     "vim": re.compile(r"layers\.\d+\.mixer\."),
     "vmamba": re.compile(r"layers\.\d+\.blocks\.\d+\."),
+    "deit": re.compile(r"blocks\.\d+\.attn\.|vit\.(layers|encoder\.layer)\.\d+\."),
 }
-_TITLES = {"vim": "Vision Mamba", "vmamba": "VMamba"}
+_TITLES = {"vim": "Vision Mamba", "vmamba": "VMamba", "deit": "DeiT"}
 _BACKBONES = ("backbone.net.", "backbone.")
 """Where detectors (detectron2's feature pyramid, then others) and segmentors keep their backbone."""
 _HEADLESS: dict[str, Any] = {"if_cls_token": False, "num_classes": 0, "use_double_cls_token": False}
 """What a classifier loses when it becomes a backbone."""
 
 
-def build(config: FamilyConfig) -> VisionMamba | VSSM:
+def build(config: FamilyConfig) -> FamilyModel:
     """Return the model of a configuration, with random weights."""
     if isinstance(config, VimDenseConfig):
         return VisionMambaDense(config)
-    return VisionMamba(config) if isinstance(config, VimConfig) else make_vmamba(config)
+    if isinstance(config, VimConfig):
+        return VisionMamba(config)
+    return Deit(config) if isinstance(config, DeitConfig) else make_vmamba(config)
+
+
+def config_of(recipe: Recipe) -> FamilyConfig:
+    """Return the configuration that a recipe describes."""
+    source = f"recipe {recipe.name}"
+    if recipe.family == "vim":
+        return VimConfig(**read_official_arguments(recipe.model, source).values)
+    if recipe.family == "vim_dense":
+        return VimDenseConfig(**read_dense_arguments(recipe.model, source).values)
+    if recipe.family == "vmamba":
+        return VmambaConfig(**read_vmamba_arguments(recipe.model, source).values)
+    if recipe.family == "deit":
+        return DeitConfig(**read_deit_arguments(recipe.model, source).values)
+    raise UsageError(f"{source}: there is no family '{recipe.family}'.", hint=nearest(recipe.family, FAMILIES))
+
+
+def weights_of(model: FamilyModel) -> dict[str, Tensor]:
+    """Return the weights of a model under the keys that :func:`recognise` leaves in a checkpoint."""
+    if isinstance(model, Deit):
+        return adapt_deit_state(model.net.state_dict(), "the model")
+    return model.state_dict()
+
+
+def load_weights(model: FamilyModel, state: Mapping[str, Tensor]) -> None:
+    """Load a checkpoint's weights, strictly. What is a function of the image size alone keeps the model's values."""
+    if isinstance(model, Deit):
+        load_deit(model, state)
+        return
+    fixed = {key: value for key, value in model.state_dict().items() if key.startswith("rope.")}
+    fixed = {key: value for key, value in fixed.items() if state[key].shape != value.shape}
+    model.load_state_dict({**state, **fixed})
 
 
 def recognise(
@@ -72,6 +122,11 @@ def recognise(
         if recognised.family == "vmamba_dense":
             checkpoint = _norm_features(checkpoint, recognised)
         return checkpoint, recognised
+    if family == "deit":
+        if dense:
+            raise UsageError(f"{checkpoint.path}: is a DeiT, a baseline for classification; it has no dense form here.")
+        checkpoint = replace(checkpoint, state=adapt_deit_state(checkpoint.state, str(checkpoint.path)))
+        return checkpoint, _recognise_deit(checkpoint, model_args, recipe)
     wanted = dense or whole or any(name in model_args for name in DENSE_ARGUMENTS)
     if is_dense(checkpoint) or (wanted and "head.weight" not in checkpoint.state and not _class_tokens(checkpoint)):
         return checkpoint, recognise_dense(checkpoint, model_args, recipe)
@@ -86,19 +141,39 @@ def recognise(
 
 
 def tell_family(checkpoint: Checkpoint) -> str:
-    """Return ``vim`` or ``vmamba``.
+    """Return ``vim``, ``vmamba`` or ``deit``.
 
     Raises:
-        CheckpointError: the keys are those of neither.
+        CheckpointError: the keys are those of none.
 
     """
-    for family, pattern in _FAMILIES.items():
+    for family, pattern in _PATTERNS.items():
         if any(pattern.match(key) for key in checkpoint.state):
             return family
     raise CheckpointError(
-        f"{checkpoint.path}: is neither a Vision Mamba nor a VMamba; it has {summarise_keys(list(checkpoint.state))}.",
+        f"{checkpoint.path}: is neither a Vision Mamba nor a VMamba nor a DeiT; it has "
+        f"{summarise_keys(list(checkpoint.state))}.",
         hint="vimdeploy exports checkpoints trained with the official code, with its key names.",
     )
+
+
+def _recognise_deit(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe: Recipe | None) -> Recognised:
+    facts = deit_facts(checkpoint.state, str(checkpoint.path))
+    given = read_deit_arguments(model_args, MODEL_ARGS).values
+    refuse_contradictions(checkpoint, facts, given, MODEL_ARGS, free=("num_heads",))
+    named = recipe
+    for known in recipes().values() if named is None else ():
+        if known.family == "deit":
+            values = read_deit_arguments(known.model, known.name).values
+            if all(values[name] == facts[name] for name in ("embed_dim", "depth", "patch_size", "mlp_ratio")):
+                named = known
+    layers = [(MODEL_ARGS, given), (SHAPES, facts)]
+    if named is not None:
+        values = read_deit_arguments(named.model, f"recipe {named.name}").values
+        refuse_contradictions(checkpoint, facts, values, f"recipe {named.name}", free=("num_classes", "img_size"))
+        layers.append((f"recipe {named.name}", values))
+    values, sources = merge_layers(layers)
+    return Recognised("deit", DeitConfig(**values), sources, named, ())
 
 
 def _take_backbone(checkpoint: Checkpoint) -> tuple[Checkpoint, bool]:

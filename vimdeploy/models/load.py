@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint import Checkpoint, read_checkpoint
-from vimdeploy.models.families import build, recognise
+from vimdeploy.models.families import FamilyModel, build, config_of, load_weights, recognise, weights_of
 from vimdeploy.models.pos_embed import resize_pos_embed, resize_pos_embed_officially
 from vimdeploy.models.recipe import InputSpec, Recipe, find_recipe
 from vimdeploy.models.recognise import FamilyConfig, Recognised, summarise_keys
-from vimdeploy.models.vim import VisionMamba
 from vimdeploy.models.vim_config import VimConfig
-from vimdeploy.models.vmamba import VSSM
 from vimdeploy.models.vmamba_config import VmambaConfig
 
 if sys.version_info >= (3, 11):
@@ -41,13 +40,15 @@ class ModelRequest:
     official_pos_resize: bool = False
     task: str | None = None
     """``dense`` takes a classifier's layers as a backbone; None and the other tasks take what the checkpoint is."""
+    arch: str | None = None
+    """Name of a recipe whose model is made with random weights, where there is no checkpoint."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in eval mode with everything known about it."""
 
-    model: VisionMamba | VSSM
+    model: FamilyModel
     config: FamilyConfig
     """Of the model as it is: resized, if that was asked for."""
     checkpoint: Checkpoint
@@ -63,10 +64,11 @@ class LoadedModel:
         return self.recognised.recipe
 
 
-def load_model(path: Path, request: ModelRequest | None = None) -> LoadedModel:
+def load_model(path: Path | None, request: ModelRequest | None = None) -> LoadedModel:
     """Read a checkpoint, recognise its architecture, load it strictly and resize it if asked to.
 
-    Whole detectors and segmentors give their backbone; the notes say what was left.
+    Whole detectors and segmentors give their backbone; the notes say what was left. Without a path the model of
+    ``request.arch`` gets random weights, the same ones every time.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the architecture.
@@ -75,6 +77,8 @@ def load_model(path: Path, request: ModelRequest | None = None) -> LoadedModel:
 
     """
     request = request or ModelRequest()
+    if path is None:
+        return _random_model(request)
     recipe = find_recipe(request.recipe) if request.recipe else None
     model_args = parse_model_args(request.model_args) if request.model_args else {}
     checkpoint, recognised = recognise(
@@ -82,16 +86,49 @@ def load_model(path: Path, request: ModelRequest | None = None) -> LoadedModel:
     )
     config, state = recognised.config, dict(checkpoint.state)
     notes = [*checkpoint.notes, *recognised.notes]
-    check_keys(checkpoint, build(config).state_dict())
+    check_keys(checkpoint, weights_of(build(config)))
     if request.img_size is not None and request.img_size != config.img_size:
         config, state, note = _resize(config, state, request.img_size, official=request.official_pos_resize)
         notes.append(note)
     model = build(config)
-    # Rotations are a function of the image size; all the rest is learned and was checked key by key.
-    computed = {k: v for k, v in model.state_dict().items() if k.startswith("rope.") and config != recognised.config}
-    model.load_state_dict({**state, **computed})
+    load_weights(model, state)
     spec, labels = _input_spec(recognised, config, notes)
     return LoadedModel(model.eval(), config, checkpoint, recognised, spec, labels, tuple(notes))
+
+
+def _random_model(request: ModelRequest) -> LoadedModel:
+    """Make the model of a recipe with random weights, at another image size if asked to."""
+    if request.arch is None:
+        raise UsageError(
+            "There is no checkpoint.", hint="Name a checkpoint, or --arch with a recipe's name for random weights."
+        )
+    if request.model_args is not None or request.recipe is not None:
+        raise UsageError(
+            "Without a checkpoint, --arch alone says what the model is: leave out --recipe and --model-args."
+        )
+    recipe = find_recipe(request.arch)
+    trained = config_of(recipe)
+    config = trained if request.img_size is None else _at_size(trained, request.img_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(config).eval()
+    checkpoint = Checkpoint(Path(recipe.name), "", {}, "random", {}, ())
+    sources = dict.fromkeys(recipe.model, f"recipe {recipe.name}")
+    recognised = Recognised(_family(recipe, config), trained, sources, recipe, ())
+    notes = [f"random weights: {recipe.title} computes nothing useful, but as fast as a trained one"]
+    spec, labels = _input_spec(recognised, config, notes)
+    return LoadedModel(model, config, checkpoint, recognised, spec, labels, tuple(notes))
+
+
+def _family(recipe: Recipe, config: FamilyConfig) -> str:
+    backbone = isinstance(config, VmambaConfig) and bool(config.out_indices)
+    return "vmamba_dense" if backbone else recipe.family
+
+
+def _at_size(config: FamilyConfig, img_size: tuple[int, int]) -> FamilyConfig:
+    if isinstance(config, VmambaConfig):
+        return replace(config, imgsize=img_size)
+    return replace(config, img_size=img_size)
 
 
 def parse_model_args(text: str) -> dict[str, Any]:
@@ -146,11 +183,11 @@ def _resize(
     config: FamilyConfig, state: dict[str, Tensor], img_size: tuple[int, int], *, official: bool
 ) -> tuple[FamilyConfig, dict[str, Tensor], str]:
     sizes = " to ".join(f"{h} x {w}" for h, w in (config.img_size, img_size))
-    if isinstance(config, VmambaConfig):
-        # VSSM resizes its position embeddings itself, while it is loaded.
-        how = "position embeddings resized" if config.posembed else "image size changed"
-        return replace(config, imgsize=img_size), state, f"{how} from {sizes} pixels"
-    resized: VimConfig = replace(config, img_size=img_size)
+    resized = _at_size(config, img_size)
+    if not isinstance(config, VimConfig) or not isinstance(resized, VimConfig):
+        # These two resize their position embeddings themselves, while they are loaded.
+        how = "image size changed" if isinstance(config, VmambaConfig) and not config.posembed else "resized"
+        return resized, state, f"{how} from {sizes} pixels"
     if config.if_abs_pos_embed and resized.grid != config.grid:
         resize = resize_pos_embed_officially if official else resize_pos_embed
         state["pos_embed"] = resize(state["pos_embed"], config, resized)

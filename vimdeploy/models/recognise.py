@@ -14,11 +14,12 @@ from typing import Any
 
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint import Checkpoint
+from vimdeploy.models.deit import DeitConfig
 from vimdeploy.models.recipe import Recipe, recipes
 from vimdeploy.models.vim_config import VimConfig, read_official_arguments
 from vimdeploy.models.vmamba_config import VmambaConfig
 
-FamilyConfig = VimConfig | VmambaConfig
+FamilyConfig = VimConfig | VmambaConfig | DeitConfig
 MODEL_ARGS = "--model-args"
 SHAPES = "the checkpoint's shapes"
 RELEASED = "the released models' defaults"

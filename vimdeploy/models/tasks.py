@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from vimdeploy.errors import UsageError, nearest
+from vimdeploy.models.deit import Deit
 from vimdeploy.models.vim import VisionMamba
 from vimdeploy.models.vim_dense import VisionMambaDense
 from vimdeploy.models.vmamba import VSSM, VSSMBackbone
@@ -64,7 +65,7 @@ def find_task(model: nn.Module, name: str) -> Task:
 def find_taps(model: nn.Module) -> list[Tap]:
     """Return the blocks of ``model`` in the order in which they run, with names for their values.
 
-    A Vim block has ``block.i.residual`` and ``block.i.hidden``, a VMamba block ``block.i.output``.
+    A Vim block has ``block.i.residual`` and ``block.i.hidden``, a block of the others ``block.i.output``.
     """
     if isinstance(model, VisionMamba):
         # An odd last layer of if_bidirectional never runs.
@@ -73,9 +74,16 @@ def find_taps(model: nn.Module) -> list[Tap]:
             Tap(layer, (f"block.{i}.residual", f"block.{i}.hidden"), lambda output: (output[1], output[0]))
             for i, layer in enumerate(list(model.layers)[:count])
         ]
+    if isinstance(model, Deit):
+        return [Tap(block, (f"block.{i}.output",), _first) for i, block in enumerate(model.blocks)]
     if isinstance(model, VSSM):
         last = max(model.config.out_indices, default=len(model.layers) - 1)
         stages = cast("list[Any]", list(model.layers)[: last + 1])
         blocks = [block for stage in stages for block in stage.blocks]
-        return [Tap(block, (f"block.{i}.output",), lambda output: (output,)) for i, block in enumerate(blocks)]
+        return [Tap(block, (f"block.{i}.output",), _first) for i, block in enumerate(blocks)]
     return []
+
+
+def _first(output: Any) -> tuple[Tensor, ...]:
+    """Return a block's hidden states, alone or in front of others (transformers 4)."""
+    return (output if isinstance(output, Tensor) else output[0],)

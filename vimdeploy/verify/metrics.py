@@ -63,6 +63,12 @@ def compare(candidate: Array, reference: Array, contract: ParityContract, *, cla
         classes: the output is logits (N, classes), for which top-1 and top-5 mean something.
 
     """
+    # Infinite and NaN values are what a comparison may meet; they fail it below, not as warnings of numpy.
+    with np.errstate(all="ignore"):
+        return _compare(candidate, reference, contract, classes=classes)
+
+
+def _compare(candidate: Array, reference: Array, contract: ParityContract, *, classes: bool) -> Metrics:
     if candidate.shape != reference.shape:
         wrong = f"output has shape {candidate.shape}, the reference {reference.shape}"
         return Metrics(len(reference), float("nan"), float("nan"), float("nan"), 0, None, None, 0, (wrong,))

@@ -1,0 +1,187 @@
+"""A GPU that only remembers: memory is host memory full of NaN, streams run nothing until somebody waits for them.
+
+So a missing wait, a reused buffer, a freed array or a stale graph shows as wrong numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vimdeploy.engine.boundary import Tensor
+from vimdeploy.engine.cuda import CaptureError, Device
+
+
+class FakeDevice(Device):
+    def __init__(self, *, capturable: bool = True) -> None:
+        self.capturable = capturable
+        self.memory: dict[int, Any] = {}
+        self.streams: dict[int, list[Callable[[], None]]] = {0: []}
+        self.events: dict[int, tuple[int, int]] = {}
+        self.counts: dict[str, int] = {}
+        self.capturing: int | None = None
+        self._lock = threading.RLock()
+        self._next = 1
+
+    def _id(self) -> int:
+        with self._lock:
+            self._next += 1
+            return self._next
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] = self.counts.get(what, 0) + 1
+
+    def create_stream(self) -> int:
+        stream = self._id()
+        self.streams[stream] = []
+        return stream
+
+    def destroy_stream(self, stream: int) -> None:
+        assert not self.streams.pop(stream), "destroyed with work on it"
+
+    def _allocate(self, nbytes: int) -> int:
+        block = (ctypes.c_uint8 * (nbytes + 64))()
+        ctypes.memset(block, 0xFF, nbytes + 64)  # NaN in every float type
+        address = ctypes.addressof(block)
+        with self._lock:
+            self.memory[address] = block
+        return address
+
+    def allocate(self, nbytes: int, stream: int) -> int:
+        self._count("allocate")
+        return self._allocate(nbytes)
+
+    def allocate_host(self, nbytes: int) -> int:
+        return self._allocate(nbytes)
+
+    def free(self, address: int, stream: int) -> None:
+        with self._lock:
+            block = self.memory.pop(address)
+        ctypes.memset(block, 0xFF, len(block))
+
+    def free_host(self, address: int) -> None:
+        self.free(address, 0)
+
+    def push(self, stream: int, work: Callable[[], None]) -> None:
+        with self._lock:
+            self.streams[stream].append(work)
+
+    def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self._count("copy")
+        self.push(stream, lambda: ctypes.memmove(to, source, nbytes) and None)
+
+    def capture(self, stream: int, launch: Callable[[], None]) -> Any:
+        if not self.capturable:
+            raise CaptureError("not this engine")
+        before = len(self.streams[stream])
+        launch()
+        graph = self.streams[stream][before:]
+        del self.streams[stream][before:]
+        self._count("capture")
+        return graph
+
+    def launch(self, graph: Any, stream: int) -> None:
+        self._count("launch")
+        for work in graph:
+            self.push(stream, work)
+
+    def release(self, graph: Any) -> None:
+        self._count("release")
+        graph.clear()
+
+    def create_event(self) -> int:
+        event = self._id()
+        self.events[event] = (0, 0)
+        return event
+
+    def destroy_event(self, event: int) -> None:
+        del self.events[event]
+
+    def record(self, event: int, stream: int) -> None:
+        marker: list[bool] = []
+        with self._lock:
+            self.streams[stream].append(lambda: marker.append(True))
+            self.events[event] = (stream, len(self.streams[stream]))
+
+    def is_done(self, event: int) -> bool:
+        return not self.streams.get(self.events[event][0])
+
+    def wait(self, event: int) -> None:
+        stream, _ = self.events[event]
+        with self._lock:
+            pending, self.streams[stream] = self.streams.get(stream, []), []
+        for work in pending:
+            work()
+
+    def order(self, event: int, stream: int) -> None:
+        self._count("order")
+
+
+class FakeContext:
+    """An engine whose output is the input's row sums and twice its first values, float32: (N, 3, 2, 2) -> (N, 4)."""
+
+    def __init__(self, device: FakeDevice, largest: int = 8, fail: bool = False) -> None:
+        self.device = device
+        self.largest = largest
+        self.fail = fail
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.busy = threading.Lock()
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return shape[0] <= self.largest
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (self.shapes["images"][0], 4)
+
+    def bind(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def enqueue(self, stream: int) -> bool:
+        assert self.busy.acquire(blocking=False), "two threads in one context"
+        try:
+            shape, source, target = self.shapes["images"], self.addresses["images"], self.addresses["logits"]
+            self.device._count("enqueue")
+            self.device._count(f"rows {shape[0]}")
+
+            def work() -> None:
+                images = at(source, shape)
+                at(target, (shape[0], 4))[:] = expected(images)
+
+            self.device.push(stream, work)
+            return not self.fail
+        finally:
+            self.busy.release()
+
+
+def at(address: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    count = int(np.prod(shape))
+    return np.ctypeslib.as_array((ctypes.c_float * count).from_address(address)).reshape(shape)
+
+
+def expected(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    flat = images.reshape(len(images), -1)
+    return np.concatenate([flat.sum(1, keepdims=True), 2 * flat[:, :3]], axis=1)
+
+
+TENSORS = [Tensor("images", "float32", (-1, 3, 2, 2), True), Tensor("logits", "float32", (-1, 4), False)]
+
+
+class OnDevice:
+    """An array that says it is in device memory, as torch and CuPy do."""
+
+    def __init__(self, device: FakeDevice, values: np.ndarray[Any, Any]) -> None:
+        self.address = device._allocate(values.nbytes)
+        at(self.address, values.shape)[:] = values
+        self.shape = values.shape
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": "<f4", "data": (self.address, False), "version": 3, "strides": None}

@@ -1,0 +1,60 @@
+"""Arrays are looked at, not copied, whatever framework holds them."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vimdeploy.engine.arrays import view
+from vimdeploy.engine.batching import nearest, split
+from vimdeploy.errors import UsageError
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8])
+def test_torch_tensors_are_seen_through_dlpack(dtype: torch.dtype) -> None:
+    x = torch.arange(24).reshape(2, 3, 4).to(dtype)
+    seen = view("x", x)
+    assert (seen.address, seen.shape, seen.dtype) == (x.data_ptr(), (2, 3, 4), str(dtype).removeprefix("torch."))
+    assert seen.contiguous
+    assert not seen.on_device
+    assert seen.nbytes == x.numel() * x.element_size()
+
+
+def test_offsets_strides_and_gradients() -> None:
+    x = torch.arange(24.0, requires_grad=True).reshape(2, 3, 4)
+    assert view("x", x[1]).address == x[1].data_ptr()
+    assert not view("x", x.transpose(1, 2)).contiguous
+    assert view("x", x[:, :1].expand(2, 1, 4)).contiguous == x[:, :1].is_contiguous()
+
+
+def test_the_view_keeps_the_memory_alive() -> None:
+    seen = view("x", torch.full((1000,), 7.0))
+    values = np.ctypeslib.as_array((ctypes.c_float * 1000).from_address(seen.address))
+    np.testing.assert_array_equal(values, 7.0)
+
+
+def test_what_is_no_array_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="input 'images' is a str"):
+        view("images", "cat.png")
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 40))
+def test_a_split_covers_the_batch_once_and_fits_the_profile(batch: int, a: int, b: int) -> None:
+    least, most = min(a, b), max(a, b)
+    chunks = split(batch, most, least)
+    rows = [row for chunk in chunks for row in range(chunk.start, chunk.stop)]
+    assert rows == list(range(batch))
+    assert all(1 <= chunk.stop - chunk.start <= most for chunk in chunks)
+    assert len(chunks) == -(-batch // most)
+
+
+def test_a_captured_graph_serves_only_batches_near_its_size() -> None:
+    assert nearest(3, [2, 4, 8]) == 4
+    assert nearest(5, [4, 8]) is None
+    assert nearest(8, [4, 8]) == 8
+    assert nearest(1, []) is None

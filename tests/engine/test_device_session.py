@@ -1,0 +1,201 @@
+"""Batches, threads, graphs and memory of a session, on a device that runs nothing until somebody waits."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_device import TENSORS, FakeContext, FakeDevice, OnDevice, at, expected
+
+from vimdeploy.engine.device_session import DeviceArray, DeviceSession
+from vimdeploy.errors import UsageError, VimdeployError
+
+PROFILE = {"images": ((2, 3, 2, 2), (4, 3, 2, 2), (8, 3, 2, 2))}
+
+
+def session(device: FakeDevice, **options: Any) -> DeviceSession:
+    return DeviceSession(lambda: FakeContext(device), device, TENSORS, PROFILE, **options)
+
+
+def images(batch: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).normal(size=(batch, 3, 2, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("graphs", [0, 2, 8])
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 8, 9, 16, 21, 65])
+def test_any_batch_gives_the_rows_in_order(batch: int, graphs: int) -> None:
+    device = FakeDevice()
+    with session(device, graphs=graphs) as s:
+        for seed in range(4):
+            x = images(batch, seed)
+            np.testing.assert_array_equal(s.run({"images": x})["logits"], expected(x))
+            np.testing.assert_array_equal(s(x), expected(x))
+    assert not device.memory, "memory was not given back"
+    assert set(device.streams) == {0}
+    assert not device.events
+
+
+def test_a_size_is_captured_when_it_comes_again_and_then_only_launched() -> None:
+    device = FakeDevice()
+    with session(device) as s:
+        for _ in range(5):
+            s(images(4))
+        assert device.counts["capture"] == 1
+        assert device.counts["launch"] == 3
+        launches = device.counts["enqueue"]
+        s(images(4))
+        assert device.counts["enqueue"] == launches
+        s(images(3))
+        assert device.counts["launch"] == 5, "three images are served by the graph of four"
+        assert "rows 3" not in device.counts
+        s(images(2))
+        assert device.counts["rows 2"] == 1, "two of four would waste half: they run as they are"
+        x = images(4, 9)
+        np.testing.assert_array_equal(s(x), expected(x))
+
+
+def test_the_graph_least_recently_used_goes_first() -> None:
+    device = FakeDevice()
+    with session(device, graphs=2) as s:
+        for batch in (8, 8, 2, 2, 8, 5, 5):
+            s(images(batch))
+        assert s._slots[0].captured() == [8, 5]
+        assert device.counts["release"] == 1
+
+
+def test_an_engine_that_cannot_be_captured_runs_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    device = FakeDevice(capturable=False)
+    with session(device) as s:
+        for seed in range(4):
+            np.testing.assert_array_equal(s(images(4, seed)), expected(images(4, seed)))
+    assert caplog.text.count("cannot be captured") == 1
+
+
+@pytest.mark.parametrize("batch", [2, 5, 8, 20])
+def test_device_inputs_are_not_copied(batch: int) -> None:
+    device = FakeDevice()
+    x = images(batch)
+    with session(device) as s:
+        for _ in range(4):
+            y = s(OnDevice(device, x))
+            assert isinstance(y, DeviceArray)
+            np.testing.assert_array_equal(at(y.address, (batch, 4)), expected(x))
+            assert y.__cuda_array_interface__["shape"] == (batch, 4)
+        assert "copy" not in device.counts
+        held = OnDevice(device, x)
+        out = OnDevice(device, np.zeros((batch, 4), np.float32))
+        before = device.counts.get("allocate", 0)
+        for _ in range(4):
+            assert s.run({"images": held}, {"logits": out})["logits"] is out
+        assert device.counts.get("allocate", 0) == before
+        assert device.counts["capture"] >= 1, "the same addresses again: worth a graph"
+
+
+def test_a_device_batch_below_the_profile_is_padded() -> None:
+    device = FakeDevice()
+    with session(device) as s:
+        x = images(1)
+        y = s(OnDevice(device, x))
+        np.testing.assert_array_equal(at(y.address, (1, 4)), expected(x))
+
+
+def test_outputs_may_be_preallocated_on_the_host() -> None:
+    device = FakeDevice()
+    with session(device) as s:
+        x, out = images(9), np.zeros((9, 4), np.float32)
+        assert s.run({"images": x}, {"logits": out})["logits"] is out
+        np.testing.assert_array_equal(out, expected(x))
+        for wrong in (np.zeros((8, 4), np.float32), np.zeros((9, 4)), np.zeros((4, 9), np.float32).T):
+            with pytest.raises(UsageError, match=r"out\['logits'\]"):
+                s.run({"images": x}, {"logits": wrong})
+        np.testing.assert_array_equal(s(x), expected(x))
+
+
+def test_submit_returns_before_the_work_is_done() -> None:
+    device = FakeDevice()
+    with session(device, contexts=2) as s:
+        a, b = images(3, 1), images(4, 2)
+        first, second = s.submit({"images": a}), s.submit({"images": b})
+        assert not first.done()
+        np.testing.assert_array_equal(second.result()["logits"], expected(b))
+        np.testing.assert_array_equal(first.result()["logits"], expected(a))
+        assert first.done()
+        assert first.result() is first.result()
+
+
+def test_a_result_nobody_asks_for_gives_its_context_back() -> None:
+    device = FakeDevice()
+    with session(device) as s:
+        s.submit({"images": images(3)})
+        gc.collect()
+        np.testing.assert_array_equal(s(images(2)), expected(images(2)))
+
+
+@pytest.mark.parametrize("contexts", [1, 3])
+def test_threads_share_a_session(contexts: int) -> None:
+    device = FakeDevice()
+    failures: list[BaseException] = []
+    with session(device, contexts=contexts) as s:
+
+        def work(seed: int) -> None:
+            try:
+                for i in range(30):
+                    x = images(1 + (seed + i) % 11, seed * 100 + i)
+                    np.testing.assert_array_equal(s(x), expected(x))
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures, failures[0]
+    assert not device.memory
+
+
+def test_a_failed_launch_raises_and_leaves_the_session_usable() -> None:
+    device = FakeDevice()
+    contexts: list[FakeContext] = []
+
+    def make() -> FakeContext:
+        contexts.append(FakeContext(device))
+        return contexts[-1]
+
+    with DeviceSession(make, device, TENSORS, PROFILE) as s:
+        contexts[0].fail = True
+        with pytest.raises(VimdeployError, match="could not launch"):
+            s(images(4))
+        contexts[0].fail = False
+        np.testing.assert_array_equal(s(images(4)), expected(images(4)))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "inputs given: none; the model takes: images"),
+        ({"image": images(2)}, "inputs given: image"),
+        ({"images": images(2).astype(np.float64)}, "is float64, the model takes float32"),
+        ({"images": images(2)[0]}, "has shape 3x2x2, the model takes Nx3x2x2"),
+        ({"images": np.zeros((2, 3, 4, 4), np.float32)}, "has shape 2x3x4x4"),
+        ({"images": np.zeros((0, 3, 2, 2), np.float32)}, "an empty batch"),
+        ({"images": images(2).transpose(0, 1, 3, 2)}, "is not contiguous"),
+        ({"images": [[1.0]]}, "is a list, not an array"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(inputs: dict[str, Any], message: str) -> None:
+    with session(FakeDevice()) as s, pytest.raises(UsageError) as caught:
+        s.run(inputs)
+    assert message in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_closed_session_says_so() -> None:
+    s = session(FakeDevice())
+    s.close()
+    s.close()
+    with pytest.raises(UsageError, match="closed"):
+        s(images(2))

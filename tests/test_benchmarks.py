@@ -1,0 +1,81 @@
+"""The CPU benchmark measures what it says: the loop is the loop, and its table's ratios are those of its numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from vimdeploy.models import mamba
+from vimdeploy.models.vim import VisionMamba
+from vimdeploy.models.vim_config import VimConfig
+from vimdeploy.ops import causal_conv1d, causal_conv1d_reference, selective_scan, selective_scan_reference
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The benchmark, with a model of two small blocks in place of Vim-Ti."""
+    spec = importlib.util.spec_from_file_location("cpu_benchmark", ROOT / "benchmarks" / "cpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = VimConfig(img_size=(32, 32), patch_size=(16, 16), embed_dim=32, depth=2, num_classes=5)
+    monkeypatch.setattr(module, "vim_tiny", lambda _size: VisionMamba(config))
+    monkeypatch.setattr(module, "MIN_SECONDS", 0.01)
+    # The benchmark replaces these in its own process; here they are put back.
+    monkeypatch.setattr(mamba, "causal_conv1d", causal_conv1d)
+    monkeypatch.setattr(mamba, "selective_scan", selective_scan)
+    return module
+
+
+def test_the_loop_is_the_reference_and_computes_the_same(cpu: ModuleType) -> None:
+    threads = torch.get_num_threads()
+    vectorised, _ = cpu.prepare("torch", 32, 2, threads, "")
+    assert mamba.selective_scan is selective_scan
+    expected = vectorised()
+    loop, _ = cpu.prepare("loop", 32, 2, threads, "")
+    assert mamba.causal_conv1d is causal_conv1d_reference
+    assert mamba.selective_scan is selective_scan_reference
+    assert torch.allclose(loop(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_measurement_has_times_and_peaks(cpu: ModuleType) -> None:
+    found = cpu.measure("torch", 32, 1, torch.get_num_threads(), "")
+    assert len(found["seconds"]) == len(found["cpu_seconds"]) >= 1
+    assert min(found["seconds"]) > 0
+    assert found["peak_mib"] >= found["before_mib"] > 10
+    json.dumps(found)
+
+
+def measurement(cpu: ModuleType, backend: str, *seconds: float) -> dict[str, Any]:
+    turn = {"seconds": seconds, "cpu_seconds": seconds, "peak_mib": 300.0, "before_mib": 250.0}
+    result: dict[str, Any] = cpu.summary(backend, 224, 2, 1, [turn])
+    return result
+
+
+def test_the_table_compares_medians_of_one_run(cpu: ModuleType) -> None:
+    results = {
+        "machine": {"cores": 2, "cpu": "a CPU", "torch": "2.13.0", "onnxruntime": "1.22.0", "python": "3.11.1"},
+        "exports": [{"size": 224, "seconds": {"without_verification": 9.0}, "bytes": 1 << 20}],
+        "measurements": [
+            measurement(cpu, "loop", 1.0, 3.0, 2.0),
+            measurement(cpu, "torch", 1.0),
+            measurement(cpu, "onnxruntime", 0.25, 0.5, 9.0),
+        ],
+    }
+    rows = [line for line in cpu.table(results).splitlines() if line.startswith("| 224 | 197 | 2 | 1 |")]
+    assert [row.split("|")[6:9] for row in rows] == [
+        [" 2.000 s ", " 1.00 ", " 1.0 "],
+        [" 1.000 s ", " 2.00 ", " 2.0 "],
+        [" 0.500 s ", " 4.00 ", " 4.0 "],
+    ]
+    assert "(+50)" in rows[0]

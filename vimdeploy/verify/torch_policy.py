@@ -1,0 +1,52 @@
+"""The PyTorch model under the half-precision policy: what FP16 costs before any conversion is involved."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from vimdeploy.graph import contract
+from vimdeploy.models.families import FamilyModel
+from vimdeploy.models.folding import fold
+from vimdeploy.models.mamba import FoldedMamba
+
+_KEPT = frozenset(t.name for op in contract.OPS.values() for t in op.inputs if t.dtype == "float")
+"""Parameters of the custom ops that stay float32: A, D, dt_bias."""
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def lowered(model: FamilyModel, precision: str) -> FamilyModel:
+    """Return a folded copy that computes matrix products, convolutions and custom ops in half precision.
+
+    Norms, the residual stream, pooling, A, D and dt_bias stay float32, as in :data:`vimdeploy.graph.precision.POLICY`.
+    VMamba's scans stay float32 here as well: their norm follows at once.
+
+    Args:
+        model: in eval mode, float32; it is not changed.
+        precision: ``fp16`` or ``bf16``.
+
+    """
+    folded = copy.deepcopy(fold(model))
+    for module in folded.modules():
+        if isinstance(module, (FoldedMamba, nn.Linear, nn.Conv2d)):
+            _lower(module, _DTYPES[precision])
+    return folded
+
+
+def _lower(module: nn.Module, dtype: torch.dtype) -> None:
+    """Let a module compute in ``dtype`` between float32 neighbours."""
+    for name, value in (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)):
+        if name not in _KEPT and value.is_floating_point():
+            value.data = value.data.to(dtype)
+
+    def down(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(value.to(dtype) for value in inputs)
+
+    def up(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
+        return output.float()
+
+    module.register_forward_pre_hook(down)
+    module.register_forward_hook(up)
