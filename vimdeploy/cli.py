@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vimdeploy import __version__, cli_engine
-from vimdeploy.console import errors_in_words, print_json, progress, say, table
+from vimdeploy.console import Interrupted, errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
     from vimdeploy.pipeline import Stage
     from vimdeploy.verify.onnx import Report
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        # Typer would catch Ctrl-C and leave without a word.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="From a Vision Mamba checkpoint to a fast, verified TensorRT engine.",
     no_args_is_help=True,
     add_completion=False,
