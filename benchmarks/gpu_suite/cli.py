@@ -62,9 +62,8 @@ def _run(options: argparse.Namespace) -> int:
     from benchmarks.gpu_suite import report
 
     page = report.write(options.out)
-    if "report" in chosen or not fine:
-        print(page)
-        print(report.summary(options.out))
+    print(page)
+    print(report.summary(options.out))
     return 1 if not fine else 0 if complete else 3
 
 

@@ -3,7 +3,7 @@
 ``scan``: one direction of the selective scan, with the structure and the interface of mamba-ssm's
 ``selective_scan_fwd``: tensors (B, E, L), one channel per program, delta read from memory, the states in turn around a
 scan over a block of tokens, and both the plain and the gated output written. It stands in for that kernel where it
-cannot be built, under its own name. Its block size is tuned on the device.
+cannot be built, under its own name. Its block size is tuned on the device, once per length.
 ``add_norm``: residual add and RMSNorm in one pass, for both sides of the comparison of whole models.
 """
 
@@ -73,12 +73,13 @@ def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor,
     block: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return the gated output (B, E, L). u contiguous; delta and z with contiguous tokens; B and C (B, 1, N, L).
+    """Return the gated output (B, E, L). u, delta and z with contiguous tokens; B and C (B, 1, N, L).
 
     Args:
         block: tokens per step; None tunes it, once per length.
     """
     batch, channels, length = u.shape
+    u = u.contiguous()  # as it is, unless a convolution left the layout of in_proj
     out, out_z = torch.empty_like(u), torch.empty_like(u)
     arguments = (u, delta, A, B, C, D, z, delta_bias, out, out_z, channels, length)
     strides = (*delta.stride()[:2], *z.stride()[:2])
