@@ -106,7 +106,7 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
         "embed_dim": embed_dim,
         "channels": channels,
         "patch_size": tuple(patch),
-        "depth": 1 + max(int(m[1]) for key in shapes if (m := re.match(r"layers\.(\d+)\.", key))),
+        "depth": _depth(checkpoint, shapes),
         "d_state": d_state,
         "expand": ratio_of(d_inner, embed_dim),
         "dt_rank": shapes[first + "dt_proj.weight"][1],
@@ -130,6 +130,17 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
     else:
         facts["init_layer_scale"] = 1.0  # its trained values are in the weights
     return facts
+
+
+def _depth(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the number of layers; a gap in their numbers is refused before a model of that depth is built."""
+    numbers = {int(m[1]) for key in shapes if (m := re.match(r"layers\.(\d+)\.", key))}
+    if missing := [i for i in range(len(numbers)) if i not in numbers]:
+        raise CheckpointError(
+            f"{checkpoint.path}: layer {missing[0]} is missing; it has layers up to {max(numbers)}.",
+            hint="Save the whole model's state_dict().",
+        )
+    return len(numbers)
 
 
 def summarise_keys(keys: list[str], most: int = 10) -> str:
