@@ -256,6 +256,14 @@ def test_a_checkpoint_without_one_of_its_weights_is_refused(tmp_path, key):
     assert "odd.pth" in caught.value.message
 
 
+@pytest.mark.parametrize("number", [3, 99_999_999_999])
+def test_a_gap_between_the_layers_is_refused_before_a_model_is_built(number):
+    found = checkpoint()
+    found.state[f"layers.{number}.norm.weight"] = torch.ones(32)
+    with pytest.raises(CheckpointError, match=r"model\.pth: layer 2 is missing"):
+        recognise(found)
+
+
 # Recipes
 
 
