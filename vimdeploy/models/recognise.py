@@ -100,6 +100,11 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
             f"{summarise_keys(list(shapes))}.",
             hint="vimdeploy exports checkpoints trained with the official Vim code, with its key names.",
         )
+    ranks = {"patch_embed.proj.weight": 4, "pos_embed": 3}
+    ranks |= {first + k: n for k, n in (("A_log", 2), ("dt_proj.weight", 2), ("conv1d.weight", 3))}
+    for key, rank in ranks.items():
+        if key in shapes and (len(shapes[key]) != rank or 0 in shapes[key]):
+            raise CheckpointError(f"{checkpoint.path}: {key} has shape {shapes[key]}: no Vision Mamba has that.")
     embed_dim, channels, *patch = shapes["patch_embed.proj.weight"]
     d_inner, d_state = shapes[first + "A_log"]
     facts: dict[str, Any] = {
