@@ -389,7 +389,7 @@ def test_a_gpu_is_described_by_its_driver(machine: Machine, tmp_path: Path, comp
     # A driver of CUDA 12 cannot run the packages for CUDA 13, which are the default.
     remedy = finding(report, "tensorrt is not installed").remedy
     assert "'tensorrt-cu12>=10.3'" in remedy
-    assert "'cuda-python>=12.6.1,<13'" in remedy
+    assert "'cuda-bindings>=12.6.1,<13'" in remedy
     assert "cuda-toolkit-12-8 " in finding(report, "nvcc was not found").remedy
 
 

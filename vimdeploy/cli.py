@@ -130,7 +130,7 @@ def export(
         made = pipeline.export(checkpoint, target, model, request, _stages(update))
     if as_json:
         print_json(
-            {"onnx": str(made.path), "manifest": str(made.manifest_path), **made.manifest.model_dump(mode="json")}
+            {"path": str(made.path), "manifest_path": str(made.manifest_path), **made.manifest.model_dump(mode="json")}
         )
         return
     _show_model(made.manifest.model)

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING
 from vimdeploy.backends import read_onnx
 from vimdeploy.errors import UsageError, VerificationError
 from vimdeploy.graph.check import check_model
-from vimdeploy.manifest import read_manifest
-from vimdeploy.pipeline import VerifyRequest, request_of, sample_images
+from vimdeploy.manifest import PLAN_SUFFIXES, read_manifest
+from vimdeploy.pipeline import VerifyRequest, find_checkpoint, request_of, sample_images
 from vimdeploy.verify.ladder import LadderReport, climb
 from vimdeploy.verify.rungs import Subject, engine_source, make_rungs
 
 if TYPE_CHECKING:
-    from vimdeploy.models.families import FamilyModel
     from vimdeploy.manifest import Manifest
+    from vimdeploy.models.families import FamilyModel
     from vimdeploy.pipeline import Stage
-
-PLAN_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 def verify_ladder(
@@ -73,14 +71,12 @@ def _torch_model(
     """Return the PyTorch model, or why there is none: a deployment host has neither torch nor the checkpoint."""
     if importlib.util.find_spec("torch") is None:
         return None, "torch is not installed"
+    if manifest.checkpoint.weights != "random" and not request.checkpoint:
+        expected = path.parent / manifest.checkpoint.file
+        if not expected.exists():
+            return None, f"the checkpoint {expected.name} is not at hand (name it with --checkpoint)"
+    checkpoint = find_checkpoint(path, manifest, request)
     from vimdeploy.models.load import load_model
 
-    if manifest.checkpoint.weights == "random":
-        return load_model(None, request_of(manifest)).model, ""
-    checkpoint = request.checkpoint or (path.parent / manifest.checkpoint.file)
-    if not checkpoint.exists():
-        if request.checkpoint:
-            raise UsageError(f"{checkpoint}: there is no such file.")
-        return None, f"the checkpoint {checkpoint.name} is not at hand (name it with --checkpoint)"
-    stage(f"Reading {checkpoint.name}")
+    stage(f"Reading {checkpoint.name}" if checkpoint else "Making random weights")
     return load_model(checkpoint, request_of(manifest)).model, ""

@@ -18,14 +18,14 @@ REQUIREMENTS = {
     "onnx-ir": "onnx-ir>=0.1.12",
     "safetensors": "safetensors>=0.5",
     "onnxruntime": "onnxruntime>=1.22",
-    "cuda-python": "cuda-python>=12.6.1",
+    "cuda-bindings": "cuda-bindings>=12.6.1",
     "tensorrt": "tensorrt>=10.3",
     "tensorrt-rtx": "tensorrt-rtx>=1.2",
 }
 """What the extras of pyproject.toml ask for: a test compares them."""
 
 _EXPORT = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors")
-_ENGINE = ("driver", "tensorrt", "cuda-python")
+_ENGINE = ("driver", "tensorrt", "cuda-bindings")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "doctor": (),
     "recipes": (),
@@ -104,8 +104,8 @@ def _needs(facts: Facts) -> dict[str, _Need]:
         absent = not facts.package(name).version
         needs[name] = _Need(f"{name} is not installed", packages=(REQUIREMENTS[name],)) if absent else _Need()
     needs["onnxruntime"] = _onnxruntime_need(facts)
-    cuda_python = _Need("cuda-python is not installed", packages=(_for_driver(facts, "cuda-python"),))
-    needs["cuda-python"] = _Need() if facts.package("cuda-python").version else cuda_python
+    cuda_bindings = _Need("cuda-bindings is not installed", packages=(_for_driver(facts, "cuda-bindings"),))
+    needs["cuda-bindings"] = _Need() if facts.package("cuda-bindings").version else cuda_bindings
     needs["driver"] = _driver_need(facts)
     needs["tensorrt"] = _flavour_need(facts, "tensorrt", _for_driver(facts, "tensorrt"))
     needs["tensorrt-rtx"] = _flavour_need(facts, "tensorrt_rtx", REQUIREMENTS["tensorrt-rtx"])

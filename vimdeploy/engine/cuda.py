@@ -1,4 +1,4 @@
-"""Memory, streams, events and graphs through cuda-python: what a session needs of CUDA, and nothing of torch."""
+"""Memory, streams, events and graphs through cuda-bindings: what a session needs of CUDA, and nothing of torch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class CudaDevice(Device):
         except ImportError as error:
             raise MissingDependencyError(
                 f"CUDA's Python bindings do not load: {error}",
-                hint="Install them with: pip install cuda-python (they come with 'vimdeploy[tensorrt]').",
+                hint="Install them with: pip install cuda-bindings (they come with 'vimdeploy[tensorrt]').",
             ) from error
         self._cuda: Any = runtime
         status, count = runtime.cudaGetDeviceCount()
