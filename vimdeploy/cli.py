@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vimdeploy import __version__, cli_engine
-from vimdeploy.console import errors_in_words, print_json, progress, say, table
+from vimdeploy.console import Interrupted, errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
     from vimdeploy.pipeline import Stage
     from vimdeploy.verify.onnx import Report
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        # Typer would catch Ctrl-C and leave without a word.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="From a Vision Mamba checkpoint to a fast, verified TensorRT engine.",
     no_args_is_help=True,
     add_completion=False,
@@ -118,7 +130,7 @@ def export(
         made = pipeline.export(checkpoint, target, model, request, _stages(update))
     if as_json:
         print_json(
-            {"onnx": str(made.path), "manifest": str(made.manifest_path), **made.manifest.model_dump(mode="json")}
+            {"path": str(made.path), "manifest_path": str(made.manifest_path), **made.manifest.model_dump(mode="json")}
         )
         return
     _show_model(made.manifest.model)
@@ -296,41 +308,6 @@ def _stages(update: Any) -> Stage:
         return update
 
     return stage
-
-
-@app.command("build-plugin")
-def build_plugin(
-    arch: Annotated[
-        str | None, typer.Option(help="GPU architectures, as in sm_89,sm_90, or native; default: Turing and newer.")
-    ] = None,
-    tensorrt_include: Annotated[
-        Path | None, typer.Option(help="Folder with NvInferRuntime.h; default: TENSORRT_ROOT, then the system's.")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Compilers at work at once; default: one per core.")] = None,
-    kernels_only: Annotated[
-        bool, typer.Option("--kernels-only", help="Only the kernels for PyTorch: needs nothing of TensorRT.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build again what is already in the cache.")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Build the TensorRT plugin library on this machine, into the cache."""
-    from vimdeploy.engine import plugin
-
-    names = [name.strip() for name in arch.split(",")] if arch is not None else []
-    with progress("Building the plugin library", "steps") as update:
-        path = plugin.build_plugin(
-            names,
-            tensorrt_include,
-            kernels_only=kernels_only,
-            jobs=jobs,
-            force=force,
-            progress=lambda done, total, _: update(done, total),
-        )
-    info = {} if kernels_only else vars(plugin.read_info(path))
-    if as_json:
-        print_json({"library": str(path), **info})
-        return
-    say(f"{path}" + "".join(f"; {name.replace('_', ' ')} {value}" for name, value in info.items()))
 
 
 def _show_model(model: ModelInfo) -> None:

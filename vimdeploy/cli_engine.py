@@ -1,4 +1,4 @@
-"""The commands of the second half of the way: convert and build-engine. See :mod:`vimdeploy.cli`."""
+"""The commands of the second half of the way: convert, build-engine and build-plugin. See :mod:`vimdeploy.cli`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(convert)
     app.command("build-engine")(build_engine)
+    app.command("build-plugin")(build_plugin)
 
 
 def convert(
@@ -185,6 +186,40 @@ def verify_ladder(
         say(f"wrote {json_file}")
     raise_unless_climbed(report, str(model))
     say(report.verdict())
+
+
+def build_plugin(
+    arch: Annotated[
+        str | None, typer.Option(help="GPU architectures, as in sm_89,sm_90, or native; default: Turing and newer.")
+    ] = None,
+    tensorrt_include: Annotated[
+        Path | None, typer.Option(help="Folder with NvInferRuntime.h; default: TENSORRT_ROOT, then the system's.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Compilers at work at once; default: one per core.")] = None,
+    kernels_only: Annotated[
+        bool, typer.Option("--kernels-only", help="Only the kernels for PyTorch: needs nothing of TensorRT.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is already in the cache.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Build the TensorRT plugin library on this machine, into the cache."""
+    from vimdeploy.engine import plugin
+
+    names = [name.strip() for name in arch.split(",")] if arch is not None else []
+    with progress("Building the plugin library", "steps") as update:
+        path = plugin.build_plugin(
+            names,
+            tensorrt_include,
+            kernels_only=kernels_only,
+            jobs=jobs,
+            force=force,
+            progress=lambda done, total, _: update(done, total),
+        )
+    info = {} if kernels_only else vars(plugin.read_info(path))
+    if as_json:
+        print_json({"library": str(path), **info})
+        return
+    say(f"{path}" + "".join(f"; {name.replace('_', ' ')} {value}" for name, value in info.items()))
 
 
 def _share(value: float | None) -> str:

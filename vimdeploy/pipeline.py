@@ -81,6 +81,8 @@ def export(
     from vimdeploy.graph.export import export_onnx, serialize
     from vimdeploy.models.load import load_model
 
+    if checkpoint and output.exists() and checkpoint.exists() and output.samefile(checkpoint):
+        raise UsageError(f"{output}: is the checkpoint itself.", hint="Choose another file with -o.")
     check_writable(output)
     stage(f"Reading {checkpoint.name}" if checkpoint else f"Making {model.arch}")
     loaded = load_model(checkpoint, replace(model, task=request.task))
@@ -158,7 +160,7 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
     batches = request.batches or _default_batches(onnx_model)
     images = sample_images(manifest.preprocessing, request)
     # ONNX Runtime's CPU drops roundings between half-precision nodes that a GPU makes.
-    runnable = onnx_model if precision == "fp32" else emulate(onnx_model)
+    runnable = path if precision == "fp32" else emulate(onnx_model)
     report = verify_onnx(
         runnable, loaded.model, manifest.model.task, images, batches, parity, stage("Verifying in ONNX Runtime")
     )

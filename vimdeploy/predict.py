@@ -68,6 +68,11 @@ def predict(model: Path, images: Sequence[Path], top: int = 5) -> list[Predictio
     for path, logits in zip(images, outputs, strict=True):
         if logits.ndim != 1:
             raise UsageError(f"{model}: gives logits of shape {logits.shape} per image, one per token.")
+        if len(logits) != manifest.classes.count:
+            raise ArtifactError(
+                f"{model}: gives {len(logits)} logits, its manifest says {manifest.classes.count} classes.",
+                hint="Export the model again.",
+            )
         exponentials = np.exp(logits - logits.max())
         probabilities = exponentials / exponentials.sum()
         best = np.argsort(-probabilities, kind="stable")[:top]

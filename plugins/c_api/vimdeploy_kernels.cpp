@@ -110,7 +110,6 @@ int32_t makePlan(vimdeploy_scan_args const* args, ScanShape& shape, ScanPlan& pl
 
 extern "C"
 {
-
 int32_t vimdeploy_kernels_abi(void)
 {
     return VIMDEPLOY_KERNELS_ABI;

@@ -61,7 +61,7 @@ __device__ __forceinline__ void convolveRun(
     // window[k] is the input of tap k for the current token.
     int64_t const reach = (p.backward >> group & 1U) == 0 ? kK - 1 : 0;
     float window[kK][kWIDTH];
-    auto const read = [&](int64_t token, float(&values)[kWIDTH])
+    auto const read = [&](int64_t token, float (&values)[kWIDTH])
     {
         if (token >= 0 && token < p.length)
         {

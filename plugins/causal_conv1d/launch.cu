@@ -1,8 +1,8 @@
 //! \file causal_conv1d/launch.cu
 //! Queues the kernel: capture-safe, no allocation, no synchronisation.
 
-#include "launch.h"
 #include "kernel.cuh"
+#include "launch.h"
 
 namespace vimdeploy
 {
@@ -18,13 +18,13 @@ template <typename T, int kK>
 cudaError_t queue(conv::Params const& params, bool vectorized, unsigned blocks, cudaStream_t stream)
 {
     return vectorized
-        ? VIMDEPLOY_LAUNCH((conv::convKernel<T, kK, conv::kVECTOR>), dim3(blocks), dim3(conv::kTHREADS), 0, stream, params)
+        ? VIMDEPLOY_LAUNCH(
+              (conv::convKernel<T, kK, conv::kVECTOR>), dim3(blocks), dim3(conv::kTHREADS), 0, stream, params)
         : VIMDEPLOY_LAUNCH((conv::convKernel<T, kK, 1>), dim3(blocks), dim3(conv::kTHREADS), 0, stream, params);
 }
 
 template <typename T>
-cudaError_t queueWidth(
-    int32_t width, conv::Params const& params, bool vectorized, unsigned blocks, cudaStream_t stream)
+cudaError_t queueWidth(int32_t width, conv::Params const& params, bool vectorized, unsigned blocks, cudaStream_t stream)
 {
     switch (width)
     {

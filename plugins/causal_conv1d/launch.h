@@ -22,7 +22,7 @@ struct ConvShape
     int32_t width{4};    //!< K, 2..4
     int32_t groups{1};   //!< G, 1, 2 or 4
     int32_t directions[kMAX_GROUPS]{1, 1, 1, 1};
-    bool silu{true};     //!< activation "silu"; false: "none"
+    bool silu{true}; //!< activation "silu"; false: "none"
     DType type{DType::kFLOAT32};
 };
 

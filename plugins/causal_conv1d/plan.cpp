@@ -56,8 +56,8 @@ char const* checkConvShape(ConvShape const& shape, char* message, std::size_t si
     {
         if (shape.directions[g] != 1 && shape.directions[g] != -1)
         {
-            return wrong("an entry of %s is %lld; 1 (forward) or -1 (backward) is expected", "directions",
-                shape.directions[g]);
+            return wrong(
+                "an entry of %s is %lld; 1 (forward) or -1 (backward) is expected", "directions", shape.directions[g]);
         }
     }
     int64_t const runs = divideUp(shape.length, conv::kTOKENS);

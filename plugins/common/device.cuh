@@ -10,11 +10,13 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <type_traits>
+
 #if defined(VIMDEPLOY_EMULATION)
 #include "../emulation/device_emulation.h"
 #else
 #define VIMDEPLOY_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
-#define VIMDEPLOY_LAUNCH(kernel, grid, block, sharedBytes, stream, params)                                            \
+#define VIMDEPLOY_LAUNCH(kernel, grid, block, sharedBytes, stream, params) \
     (kernel<<<(grid), (block), (sharedBytes), (stream)>>>(params), cudaGetLastError())
 #endif
 
@@ -173,8 +175,7 @@ __device__ __forceinline__ void storeFloats(float* target, float const (&values)
 #pragma unroll
     for (int i = 0; i < kCOUNT; i += 4)
     {
-        *reinterpret_cast<float4*>(target + i)
-            = make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
+        *reinterpret_cast<float4*>(target + i) = make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
     }
 }
 
@@ -223,6 +224,55 @@ __device__ __forceinline__ float reciprocalApprox(float x)
 __device__ __forceinline__ float silu(float x)
 {
     return x * reciprocalApprox(1.0F + exp2Approx(-kLOG2_E * x));
+}
+
+//! Whether mma.sync.m16n8k8 multiplies T on the architecture being compiled for.
+template <typename T>
+constexpr bool kTENSOR_CORES = false;
+#if defined(VIMDEPLOY_EMULATION) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 750
+template <>
+constexpr bool kTENSOR_CORES<__half> = true;
+#endif
+#if defined(VIMDEPLOY_EMULATION) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+template <>
+constexpr bool kTENSOR_CORES<__nv_bfloat16> = true;
+#endif
+
+//! c (16 x 8, float32) += a (16 x 8) * b (8 x 8), spread over a warp. With g = lane / 4 and t = lane % 4 a lane holds
+//!     a[0]: row g, columns 2t and 2t + 1      a[1]: row g + 8      b: rows 2t and 2t + 1, column g
+//!     c[0], c[1]: row g, columns 2t, 2t + 1   c[2], c[3]: row g + 8
+template <typename T>
+__device__ __forceinline__ void multiplyTiles(float (&c)[4], uint32_t const (&a)[2], uint32_t b)
+{
+#if defined(VIMDEPLOY_EMULATION)
+    T pairs[3][2];
+    memcpy(pairs[0], &a[0], 4);
+    memcpy(pairs[1], &a[1], 4);
+    memcpy(pairs[2], &b, 4);
+    emulation::MmaLane lane{};
+    for (int i = 0; i < 4; ++i)
+    {
+        lane.a[i] = toFloat<T>(pairs[i / 2][i % 2]);
+        lane.c[i] = c[i];
+    }
+    lane.b[0] = toFloat<T>(pairs[2][0]);
+    lane.b[1] = toFloat<T>(pairs[2][1]);
+    emulation::mma(lane, __FILE__, __LINE__);
+    memcpy(c, lane.c, sizeof(c));
+#else
+    if constexpr (std::is_same_v<T, __half>)
+    {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+    }
+    else
+    {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+    }
+#endif
 }
 
 //! Starts a copy of kBYTES from global to shared memory; visible after asyncCopyWait() and a barrier.

@@ -25,16 +25,16 @@ char const* nameOf(Data data)
 //! How groups walk: the models the contract names, and the pairings they leave out.
 enum class Walk
 {
-    kMAMBA,         //!< [1]
-    kREVERSED,      //!< [-1]
-    kVIM,           //!< [1, -1]
-    kVIM_SHARED,    //!< [1, -1], u and x_dbl shared (v1)
-    kVMAMBA,        //!< [1, 1, -1, -1], walks [0, 1, 0, 1]
-    kV051D,         //!< [1, 1, 1, 1]
-    kV052D,         //!< [1, 1, -1, -1]
-    kMIXED,         //!< [-1, 1, 1, 1], walks [1, 0, 0, 0]: passes of two, one and one sides
-    kCOLUMN,        //!< [1], walk [1]
-    kTWO_WALKS,     //!< [1, -1], walks [0, 1]
+    kMAMBA,      //!< [1]
+    kREVERSED,   //!< [-1]
+    kVIM,        //!< [1, -1]
+    kVIM_SHARED, //!< [1, -1], u and x_dbl shared (v1)
+    kVMAMBA,     //!< [1, 1, -1, -1], walks [0, 1, 0, 1]
+    kV051D,      //!< [1, 1, 1, 1]
+    kV052D,      //!< [1, 1, -1, -1]
+    kMIXED,      //!< [-1, 1, 1, 1], walks [1, 0, 0, 0]: passes of two, one and one sides
+    kCOLUMN,     //!< [1], walk [1]
+    kTWO_WALKS,  //!< [1, -1], walks [0, 1]
 };
 constexpr int kWALK_COUNT = 10;
 
@@ -121,8 +121,8 @@ void addEachOnce(std::vector<ScanCase>& cases)
             auto const walk = static_cast<Walk>(turn % kWALK_COUNT);
             int32_t const channels = turn % 3 == 0 ? 24 : turn % 3 == 1 ? 19 : 72;
             bool const gated = turn % 4 != 3;
-            cases.push_back(makeCase(walk, type, form.variant, 1 + turn % 2, length, channels, form.states,
-                turn % 2 == 0 ? 12 : 3, gated));
+            cases.push_back(makeCase(
+                walk, type, form.variant, 1 + turn % 2, length, channels, form.states, turn % 2 == 0 ? 12 : 3, gated));
             ++turn;
         }
     }
@@ -151,8 +151,7 @@ void addLengths(std::vector<ScanCase>& cases, int64_t longest)
         DType const type = kTYPES[length % 3];
         cases.push_back(makeCase(Walk::kVIM, type, ScanVariant::kTHREAD_16, 1, length, 16, 16, 4, true));
         cases.push_back(makeCase(Walk::kVIM, type, ScanVariant::kTHREAD_4, 1, length, 9, 16, 4, true));
-        cases.push_back(
-            makeCase(Walk::kVMAMBA, type, ScanVariant::kTHREAD_1, 1, length, 8, 1, 3, length % 2 == 0));
+        cases.push_back(makeCase(Walk::kVMAMBA, type, ScanVariant::kTHREAD_1, 1, length, 8, 1, 3, length % 2 == 0));
     }
 }
 
@@ -163,10 +162,10 @@ void addData(std::vector<ScanCase>& cases)
     {
         for (DType const type : kTYPES)
         {
-            cases.push_back(makeCase(Walk::kVIM, type, ScanVariant::kTHREAD_16, 1, 197, 24, 16, 12, true,
-                static_cast<Data>(data)));
-            cases.push_back(makeCase(Walk::kVIM, type, ScanVariant::kCHUNKED, 1, 150, 24, 16, 12, false,
-                static_cast<Data>(data)));
+            cases.push_back(
+                makeCase(Walk::kVIM, type, ScanVariant::kTHREAD_16, 1, 197, 24, 16, 12, true, static_cast<Data>(data)));
+            cases.push_back(
+                makeCase(Walk::kVIM, type, ScanVariant::kCHUNKED, 1, 150, 24, 16, 12, false, static_cast<Data>(data)));
         }
     }
 }
@@ -194,10 +193,10 @@ void addModels(std::vector<ScanCase>& cases, int32_t channels)
         cases.push_back(makeCase(Walk::kVIM, type, ScanVariant::kNONE, 1, 197, channels, 16, 12, true));
         cases.push_back(makeCase(Walk::kVIM, type, ScanVariant::kTHREAD_16, 1, 197, channels, 16, 24, true));
     }
-    cases.push_back(makeCase(Walk::kVMAMBA, DType::kFLOAT16, ScanVariant::kNONE, 1, 196, channels, 1, 6, false,
-        Data::kUSUAL, 14));
-    cases.push_back(makeCase(Walk::kVMAMBA, DType::kFLOAT16, ScanVariant::kTHREAD_16, 1, 49, channels, 16, 6, false,
-        Data::kUSUAL, 7));
+    cases.push_back(
+        makeCase(Walk::kVMAMBA, DType::kFLOAT16, ScanVariant::kNONE, 1, 196, channels, 1, 6, false, Data::kUSUAL, 14));
+    cases.push_back(makeCase(
+        Walk::kVMAMBA, DType::kFLOAT16, ScanVariant::kTHREAD_16, 1, 49, channels, 16, 6, false, Data::kUSUAL, 7));
 }
 
 ConvCase makeConv(DType type, int64_t batch, int64_t length, int32_t channels, int32_t width, int turn)
@@ -259,8 +258,8 @@ std::vector<ScanCase> scanCases(std::string const& grid)
         cases.push_back(makeCase(Walk::kVIM, DType::kFLOAT16, ScanVariant::kTHREAD_16, 1, 53, 64, 16, 12, true));
         cases.push_back(makeCase(Walk::kVIM, DType::kFLOAT16, ScanVariant::kTHREAD_4, 1, 37, 24, 16, 12, true));
         cases.push_back(makeCase(Walk::kVMAMBA, DType::kFLOAT32, ScanVariant::kTHREAD_8, 1, 35, 33, 16, 6, false));
-        cases.push_back(makeCase(
-            Walk::kVIM, DType::kFLOAT16, ScanVariant::kTHREAD_16, 1, 300, 8, 16, 12, false, Data::kSMALL_DT));
+        cases.push_back(
+            makeCase(Walk::kVIM, DType::kFLOAT16, ScanVariant::kTHREAD_16, 1, 300, 8, 16, 12, false, Data::kSMALL_DT));
         return cases;
     }
     addWalks(cases);
@@ -282,8 +281,10 @@ std::vector<ScanCase> scanCases(std::string const& grid)
         }
         for (int32_t channels = 1; channels <= 130; ++channels)
         {
-            cases.push_back(makeCase(Walk::kVIM, kTYPES[channels % 3], ScanVariant::kTHREAD_16, 1, 18, channels, 16, 12, true));
-            cases.push_back(makeCase(Walk::kVIM, kTYPES[channels % 3], ScanVariant::kTHREAD_4, 1, 18, channels, 16, 12, true));
+            cases.push_back(
+                makeCase(Walk::kVIM, kTYPES[channels % 3], ScanVariant::kTHREAD_16, 1, 18, channels, 16, 12, true));
+            cases.push_back(
+                makeCase(Walk::kVIM, kTYPES[channels % 3], ScanVariant::kTHREAD_4, 1, 18, channels, 16, 12, true));
         }
     }
     return cases;

@@ -16,14 +16,14 @@ namespace testing
 //! Statistics of the inputs. Every kind but kUSUAL is there to break something.
 enum class Data
 {
-    kUSUAL,      //!< as a trained model has them
-    kSMALL_DT,   //!< dt near 1e-4, D = 0: an inaccurate log1p or a state in T shows
-    kLARGE_DT,   //!< dt above 20, past softplus' threshold
-    kTINY_DT,    //!< dt near 0: exp(-90)
-    kFLAT_A,     //!< A near 0: the state is an accumulator
-    kSTEEP_A,    //!< A = -1e4: the decay underflows
-    kZERO,       //!< everything 0
-    kDENORMAL,   //!< u, B, C and z denormal in T
+    kUSUAL,    //!< as a trained model has them
+    kSMALL_DT, //!< dt near 1e-4, D = 0: an inaccurate log1p or a state in T shows
+    kLARGE_DT, //!< dt above 20, past softplus' threshold
+    kTINY_DT,  //!< dt near 0: exp(-90)
+    kFLAT_A,   //!< A near 0: the state is an accumulator
+    kSTEEP_A,  //!< A = -1e4: the decay underflows
+    kZERO,     //!< everything 0
+    kDENORMAL, //!< u, B, C and z denormal in T
 };
 constexpr int kDATA_COUNT = 8;
 

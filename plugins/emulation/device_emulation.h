@@ -24,10 +24,10 @@
 #define blockDim (::vimdeploy::emulation::current().blockSize)
 #define __syncthreads() ::vimdeploy::emulation::syncThreads(__FILE__, __LINE__)
 #define __syncwarp() ::vimdeploy::emulation::warpCollective(nullptr, nullptr, __FILE__, __LINE__)
-#define __shfl_xor_sync(mask, value, distance)                                                                        \
+#define __shfl_xor_sync(mask, value, distance) \
     ::vimdeploy::emulation::shuffleXor((mask), (value), (distance), __FILE__, __LINE__)
 #define VIMDEPLOY_DYNAMIC_SHARED(name) unsigned char* const name = ::vimdeploy::emulation::dynamicShared()
-#define VIMDEPLOY_LAUNCH(kernel, grid, block, sharedBytes, stream, params)                                            \
+#define VIMDEPLOY_LAUNCH(kernel, grid, block, sharedBytes, stream, params) \
     ((void) (stream), ::vimdeploy::emulation::launch((grid), (block), (sharedBytes), [&] { kernel(params); }))
 
 struct alignas(8) float2

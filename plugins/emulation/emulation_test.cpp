@@ -204,13 +204,14 @@ Outcome runScan(ScanCase const& scan, uint64_t seed)
 
     reference::ScanInputs in;
     in.u = u.fill([&](std::size_t) { return amplitude * normal(generator); });
-    in.xDbl = x.fill([&](std::size_t i) {
-        return (i % static_cast<std::size_t>(width) < static_cast<std::size_t>(s.rank) ? 0.3 : amplitude)
-            * normal(generator);
-    });
-    in.A = A.fill([&](std::size_t i) {
-        return rateOf(scan.data, static_cast<double>(i % static_cast<std::size_t>(s.states)), uniform(generator));
-    });
+    in.xDbl = x.fill(
+        [&](std::size_t i)
+        {
+            return (i % static_cast<std::size_t>(width) < static_cast<std::size_t>(s.rank) ? 0.3 : amplitude)
+                * normal(generator);
+        });
+    in.A = A.fill([&](std::size_t i)
+        { return rateOf(scan.data, static_cast<double>(i % static_cast<std::size_t>(s.states)), uniform(generator)); });
     in.D = D.fill([&](std::size_t) { return noSkip ? 0.0 : amplitude * normal(generator); });
     double const spread = scan.data == Data::kSMALL_DT ? 0.1 : 1.0;
     in.dtWeight
@@ -339,15 +340,15 @@ void runFar(int& ran, int& failed)
     emulation::setBlockFilter(3);
     ScanPlan const plan = planScanVariant(s, ScanVariant::kTHREAD_1, 132);
     void* workspace = map(static_cast<int64_t>(scanWorkspaceSize(s, plan.variant, 132)), 1);
-    cudaError_t const status = launchScan(
-        s, plan, {u, x, zeros.data(), ones.data(), weight.data(), zeros.data(), z, y}, workspace, nullptr);
+    cudaError_t const status
+        = launchScan(s, plan, {u, x, zeros.data(), ones.data(), weight.data(), zeros.data(), z, y}, workspace, nullptr);
     emulation::setBlockFilter(0);
     double const expected = 8.0 * reference::silu(1.0);
     double const got = __half2float(y[last]);
     bool const ok = status == cudaSuccess && std::abs(got - expected) <= 1e-2;
     failed += ok ? 0 : 1;
-    std::printf("%s far: element %lld is %g, %g expected\n", ok ? "ok  " : "FAIL", static_cast<long long>(last), got,
-        expected);
+    std::printf(
+        "%s far: element %lld is %g, %g expected\n", ok ? "ok  " : "FAIL", static_cast<long long>(last), got, expected);
 }
 
 int runEverything(Options const& options)

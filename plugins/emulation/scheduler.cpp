@@ -27,11 +27,11 @@
 #if defined(EMULATION_TSAN)
 extern "C"
 {
-    void* __tsan_get_current_fiber(void);
-    void* __tsan_create_fiber(unsigned flags);
-    void __tsan_switch_to_fiber(void* fiber, unsigned flags);
-    void __tsan_acquire(void* address);
-    void __tsan_release(void* address);
+void* __tsan_get_current_fiber(void);
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
 }
 #endif
 
@@ -221,9 +221,9 @@ void runBlock(dim3 grid, dim3 block, uint64_t blockIndex)
         Fiber& fiber = *gMachine.fibers[static_cast<std::size_t>(i)];
         auto const index = static_cast<unsigned>(i);
         fiber.view.thread = dim3(index % block.x, index / block.x % block.y, index / (block.x * block.y));
-        fiber.view.block = dim3(static_cast<unsigned>(blockIndex % grid.x),
-            static_cast<unsigned>(blockIndex / grid.x % grid.y),
-            static_cast<unsigned>(blockIndex / (static_cast<uint64_t>(grid.x) * grid.y)));
+        fiber.view.block
+            = dim3(static_cast<unsigned>(blockIndex % grid.x), static_cast<unsigned>(blockIndex / grid.x % grid.y),
+                static_cast<unsigned>(blockIndex / (static_cast<uint64_t>(grid.x) * grid.y)));
         fiber.view.blockSize = block;
         makeReady(fiber);
     }

@@ -72,21 +72,16 @@ __device__ __forceinline__ void addProducts(Params const& p, SharedLayout const&
     }
 }
 
-//! The channel whose delta a thread computes, counted from the block's first.
-__device__ __forceinline__ int32_t deltaChannel(int32_t channels, int32_t thread)
-{
-    return thread & (channels - 1);
-}
-
 //! Fills the slots (delta, u) of a tile. A thread serves one channel and runs of kDELTA_RUN tokens, so that a weight is
 //! loaded once per run. A tile's room is a multiple of kDELTA_RUN: slots at or past `count` are filled from whatever lies there
 //! and never read. A guard per token would be a branch per token, and the chains of softplus could not overlap.
 template <typename T>
 __device__ __forceinline__ void computeDelta(Params const& p, SharedLayout const& layout, float2* slots,
-    float const* rows, T const* rawU, T const* staged, T const* weights, float bias, int32_t count, int32_t first,
-    int32_t channels, int32_t thread)
+    float const* rows, T const* rawU, T const* staged, T const* weights, float const* biases, int32_t count,
+    int32_t first, int32_t channels, int32_t thread)
 {
-    int32_t const channel = deltaChannel(channels, thread);
+    int32_t const channel = thread & (channels - 1);
+    float const bias = biases[channel];
     int32_t const globalChannel = first + channel;
     int32_t const step = kSIDE_THREADS / channels * kDELTA_RUN;
 #pragma unroll 1
@@ -105,7 +100,8 @@ __device__ __forceinline__ void computeDelta(Params const& p, SharedLayout const
         }
         else
         {
-            T const* own = globalChannel < p.channels ? weights + static_cast<int64_t>(globalChannel) * p.rank : nullptr;
+            T const* own
+                = globalChannel < p.channels ? weights + static_cast<int64_t>(globalChannel) * p.rank : nullptr;
             addProducts<T, false>(p, layout, row, nullptr, 0, own, sums);
         }
         float inputs[kDELTA_RUN];
@@ -119,6 +115,71 @@ __device__ __forceinline__ void computeDelta(Params const& p, SharedLayout const
         for (int32_t i = 0; i < kDELTA_RUN; ++i)
         {
             slots[(start + i) * channels + channel] = make_float2(sums[i], inputs[i]);
+        }
+    }
+}
+
+//! The same on tensor cores: a warp multiplies 16 tokens of dt_low, straight from the raw tile, with the weights of 8
+//! channels, and has four deltas of two channels in each thread. A third of the issue slots of the plain form at
+//! R = 12. Products of T are exact in float32 and so are the sums up to their order.
+//!
+//! Columns of dt_low past R are B: they are masked, not multiplied by zero, which would let an infinity through. Rows
+//! past the tile's room are clamped; those past `count` are computed from whatever lies there and never read.
+//! \tparam kTILES blocks of 8 channels a warp works on at a time: two where it has them, for their chains to overlap
+template <typename T, int kTILES>
+__device__ __forceinline__ void computeDeltaTensor(Params const& p, float2* slots, T const* rawX, T const* rawU,
+    T const* staged, float const* biases, int32_t count, int32_t channels, int32_t thread)
+{
+    constexpr int32_t kROWS = 16;
+    constexpr int32_t kCOLUMNS = 8 * kTILES;
+    constexpr int32_t kDEPTH = 8;
+    int32_t const lane = thread & 31;
+    int32_t const group = lane >> 2;
+    int32_t const pair = (lane & 3) * 2;
+    int32_t const width = p.rank + 2 * p.states;
+    auto const wordAt = [](T const* at) { return *reinterpret_cast<uint32_t const*>(at); };
+#pragma unroll 1
+    for (int32_t start = 0; start < count; start += kROWS)
+    {
+        int32_t const last = p.tileLength - 1;
+        int32_t const rows[2]{min(start + group, last), min(start + group + kROWS / 2, last)};
+        T const* low[2]{rawX + rows[0] * width + pair, rawX + rows[1] * width + pair};
+#pragma unroll 1
+        for (int32_t first = thread / 32 * kCOLUMNS; first < channels; first += kSIDE_THREADS / 32 * kCOLUMNS)
+        {
+            float sums[kTILES][4];
+#pragma unroll
+            for (int32_t i = 0; i < kTILES; ++i)
+            {
+                sums[i][0] = sums[i][2] = biases[first + 8 * i + pair];
+                sums[i][1] = sums[i][3] = biases[first + 8 * i + pair + 1];
+            }
+            T const* weights = staged + (pair / 4 * channels + first + group) * 4 + pair % 4;
+#pragma unroll 1
+            for (int32_t depth = 0; depth < p.rank; depth += kDEPTH)
+            {
+                bool const exists = depth + pair < p.rank;
+                uint32_t const a[2]{exists ? wordAt(low[0] + depth) : 0U, exists ? wordAt(low[1] + depth) : 0U};
+#pragma unroll
+                for (int32_t i = 0; i < kTILES; ++i)
+                {
+                    multiplyTiles<T>(sums[i], a, exists ? wordAt(weights + depth * channels + 32 * i) : 0U);
+                }
+            }
+#pragma unroll
+            for (int32_t i = 0; i < 2 * kTILES; ++i)
+            {
+                float (&own)[4] = sums[i / 2];
+                int32_t const slot = rows[i % 2] * channels + first + i / 2 * 8 + pair;
+                float u[2];
+                loadVector<T, 2>(rawU + slot, u);
+                float4 const pairOfSlots
+                    = make_float4(softplus(own[i % 2 * 2]), u[0], softplus(own[i % 2 * 2 + 1]), u[1]);
+                if (start + group + i % 2 * kROWS / 2 <= last) // else the clamped row is another thread's
+                {
+                    *reinterpret_cast<float4*>(slots + slot) = pairOfSlots;
+                }
+            }
         }
     }
 }

@@ -52,11 +52,12 @@ struct Cell
     }
 
     //! \param partial, z the sample's first element
-    __device__ __forceinline__ void load(
-        Params const& p, Visit const& visit, int32_t index, int32_t first, int32_t channels, float const* partial, T const* z)
+    __device__ __forceinline__ void load(Params const& p, Visit const& visit, int32_t index, int32_t first,
+        int32_t channels, float const* partial, T const* z)
     {
         int32_t const perRow = channels / kWIDTH;
-        int32_t const row = index / perRow; // perRow is a power of two, known at compile time but for the generic kernel
+        int32_t const row
+            = index / perRow; // perRow is a power of two, known at compile time but for the generic kernel
         int32_t const column = (index - row * perRow) * kWIDTH;
         offset = -1;
 #if VIMDEPLOY_MUTANT == 5
@@ -136,8 +137,8 @@ struct Cell
 };
 
 template <typename T, int kWIDTH, bool kTWO_PARTS>
-__device__ __forceinline__ void finishCells(Params const& p, Visit const& visit, int32_t first, int32_t channels,
-    float* partial, T const* z, void* y)
+__device__ __forceinline__ void finishCells(
+    Params const& p, Visit const& visit, int32_t first, int32_t channels, float* partial, T const* z, void* y)
 {
     int32_t const cells = visit.tile.count * (channels / kWIDTH);
 #pragma unroll 1

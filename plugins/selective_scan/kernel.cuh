@@ -130,6 +130,7 @@ struct Side
     float* rows;
     float2* slots;
     T* weights;
+    float* biases;
     T* rawU;
     T* rawX;
     T const* u;      //!< the sample's first row
@@ -150,13 +151,13 @@ __device__ __forceinline__ Side<T> makeSide(
     side.rows = reinterpret_cast<float*>(base);
     side.slots = reinterpret_cast<float2*>(base + layout.slots);
     side.weights = reinterpret_cast<T*>(base + layout.weights);
+    side.biases = reinterpret_cast<float*>(base + layout.biases);
     side.rawU = reinterpret_cast<T*>(base + layout.rawU);
     side.rawX = reinterpret_cast<T*>(base + layout.rawX);
     side.u = static_cast<T const*>(p.u) + side.group * p.uGroupStride + sample * p.length * p.channels;
-    side.x = static_cast<T const*>(p.xDbl) + side.group * p.xDblGroupStride
-        + sample * p.length * (p.rank + 2 * p.states);
-    side.dtRows
-        = static_cast<T const*>(p.dtWeight) + static_cast<int64_t>(side.group) * p.channels * p.rank;
+    side.x
+        = static_cast<T const*>(p.xDbl) + side.group * p.xDblGroupStride + sample * p.length * (p.rank + 2 * p.states);
+    side.dtRows = static_cast<T const*>(p.dtWeight) + static_cast<int64_t>(side.group) * p.channels * p.rank;
     return side;
 }
 
@@ -184,8 +185,8 @@ __device__ __forceinline__ float* chunkStateOf(Params const& p, int64_t piece, i
 //! The state a chunk starts from, out of what the chunks before it (in walking order) left.
 //! \tparam kPADDED the last states of a thread may not exist
 template <int kSTATES, bool kPADDED>
-__device__ __forceinline__ void startState(Params const& p, State<kSTATES>& state, int32_t sideIndex,
-    int32_t direction, int64_t sample, int32_t chunk, int32_t channel, int32_t firstState)
+__device__ __forceinline__ void startState(Params const& p, State<kSTATES>& state, int32_t sideIndex, int32_t direction,
+    int64_t sample, int32_t chunk, int32_t channel, int32_t firstState)
 {
     int64_t const base = (sideIndex * p.batch + sample) * p.chunks;
     int32_t const before = direction > 0 ? chunk : p.chunks - 1 - chunk;
@@ -263,8 +264,7 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
     int32_t const end = min(p.length, begin + p.chunkLength);
     int32_t const tiles = (end - begin + p.tileLength - 1) / p.tileLength;
 
-    SharedLayout const layout
-        = sharedLayout(p.rank, states, kSTATES, lanes, p.tileLength, sizeof(T), p.stagedWeights);
+    SharedLayout const layout = sharedLayout(p.rank, states, kSTATES, lanes, p.tileLength, sizeof(T), p.stagedWeights);
     Side<T> const side = makeSide<T>(p, layout, shared, static_cast<int32_t>(threadIdx.y), thread, sample);
     bool const flat = layout.rowFloats == p.rank + 2 * states;
 
@@ -290,8 +290,11 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
         startState<kSTATES, kN == 0>(p, state, side.index, side.direction, sample, chunk, channel, firstState);
     }
 
-    int32_t const biased = first + deltaChannel(channels, thread);
-    float const bias = biased < p.channels ? p.dtBias[static_cast<int64_t>(side.group) * p.channels + biased] : 0.0F;
+    if (thread < channels)
+    {
+        bool const inside = first + thread < p.channels;
+        side.biases[thread] = inside ? p.dtBias[static_cast<int64_t>(side.group) * p.channels + first + thread] : 0.0F;
+    }
     if (p.stagedWeights)
     {
         stageWeights<T>(p, layout, side.weights, side.dtRows, first, channels, thread);
@@ -309,11 +312,24 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
 #endif
         __syncthreads(); // the raw tile is there, and nobody reads the last tile's rows and slots any more
         convertRows<T>(p, layout, side.rows, side.rawX, tile.count, self, flat);
-        __syncthreads(); // rows are complete, rawX is free
-        computeDelta<T>(p, layout, side.slots, side.rows, side.rawU, side.weights, side.dtRows,
-            bias, tile.count, first, channels, self);
+        bool const tensor = kTENSOR_CORES<T> && p.tensorDelta;
+        if (tensor) // reads the raw tile, not the rows
+        {
+            if constexpr (kTENSOR_CORES<T>)
+            {
+                constexpr int32_t kTILES = kN != 0 && kN <= 2 * kSTATES ? 2 : 1;
+                computeDeltaTensor<T, kTILES>(
+                    p, side.slots, side.rawX, side.rawU, side.weights, side.biases, tile.count, channels, self);
+            }
+        }
+        else
+        {
+            __syncthreads(); // rows are complete
+            computeDelta<T>(p, layout, side.slots, side.rows, side.rawU, side.weights, side.dtRows, side.biases,
+                tile.count, first, channels, self);
+        }
 #if VIMDEPLOY_MUTANT != 1
-        __syncthreads(); // slots are complete, rawU is free
+        __syncthreads(); // rows and slots are complete, the raw tile is free
 #endif
         Tile next = tile;
         if (step + 1 < tiles)
@@ -334,15 +350,14 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
         int32_t const rowStart = start;
 #endif
         scanTile<T, kSTATES, kSTATES_ONLY, kTWO_PARTS>(state, side.slots + start * channels + local,
-            side.rows + rowStart * layout.rowFloats + layout.rankPadded + firstState,
-            forward ? channels : -channels, forward ? layout.rowFloats : -layout.rowFloats, layout.statesPadded,
-            tile.count, lanes, lane);
+            side.rows + rowStart * layout.rowFloats + layout.rankPadded + firstState, forward ? channels : -channels,
+            forward ? layout.rowFloats : -layout.rowFloats, layout.statesPadded, tile.count, lanes, lane);
         if constexpr (!kSTATES_ONLY)
         {
 #if VIMDEPLOY_MUTANT == 12
             if (side.direction > 0)
 #endif
-            __syncthreads(); // the sums of both sides are complete
+                __syncthreads(); // the sums of both sides are complete
             bool const twoSides = blockDim.y > 1U;
             int32_t const mirror = tiles - 1 - step;
             bool const opposite = twoSides && p.direction[0] != p.direction[1];

@@ -78,6 +78,8 @@ scan::Params commonParams(
     params.vectorized = int64_t{shape.channels} * elementBytes % 16 == 0
         && isAligned({pointers.u, pointers.z, pointers.y, params.partial});
     params.stagedWeights = plan.stagedWeights;
+    // Pairs of dt_low are read as one word: the rows must be a whole number of words.
+    params.tensorDelta = plan.stagedWeights && elementBytes == 2 && shape.rank % 2 == 0;
     params.gated = shape.gated;
     return params;
 }
@@ -145,7 +147,7 @@ cudaError_t launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointer
         config.sharedBytes = static_cast<std::size_t>(pass.sides)
             * static_cast<std::size_t>(scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread,
                 threads.lanes, plan.tileLength, static_cast<int32_t>(sizeOf(shape.type)), plan.stagedWeights)
-                                           .bytes);
+                    .bytes);
 #if VIMDEPLOY_MUTANT == 6
         config.sharedBytes -= 4;
 #endif

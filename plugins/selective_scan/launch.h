@@ -19,17 +19,17 @@ namespace vimdeploy
 struct ScanShape
 {
     int64_t batch{1};
-    int64_t length{1};     //!< L, tokens
-    int32_t channels{1};   //!< E
-    int32_t states{16};    //!< N, 1..64
-    int32_t rank{1};       //!< R, 1..128
-    int32_t groups{1};     //!< G, 1, 2 or 4
+    int64_t length{1};      //!< L, tokens
+    int32_t channels{1};    //!< E
+    int32_t states{16};     //!< N, 1..64
+    int32_t rank{1};        //!< R, 1..128
+    int32_t groups{1};      //!< G, 1, 2 or 4
     bool sharedU{false};    //!< u has one group that all groups read
     bool sharedXDbl{false}; //!< xDbl has one group that all groups read
     bool gated{true};       //!< SelectiveScan (z, y of type T) or SelectiveScanNoGate (no z, y float32)
     int32_t directions[kMAX_GROUPS]{1, 1, 1, 1};  //!< 1 forward, -1 backward
     int32_t columnMajor[kMAX_GROUPS]{0, 0, 0, 0}; //!< 1: the H x W grid is walked column by column
-    int32_t height{0};      //!< H, only read where some group is column-major (L = H * W)
+    int32_t height{0};                            //!< H, only read where some group is column-major (L = H * W)
     float scale{1.0F};
     DType type{DType::kFLOAT32};
 };
@@ -51,10 +51,10 @@ constexpr int32_t kSCAN_VARIANT_COUNT = 6;
 struct ScanPlan
 {
     ScanVariant variant{ScanVariant::kNONE};
-    int32_t tileLength{0};  //!< tokens staged in shared memory at a time
-    int32_t chunks{1};      //!< pieces of L scanned side by side (kCHUNKED), else 1
-    int64_t chunkLength{0}; //!< tokens per piece, a multiple of tileLength; >= L when chunks is 1
-    int64_t sharedBytes{0}; //!< dynamic shared memory of a block, at most kMAX_SHARED_BYTES
+    int32_t tileLength{0};    //!< tokens staged in shared memory at a time
+    int32_t chunks{1};        //!< pieces of L scanned side by side (kCHUNKED), else 1
+    int64_t chunkLength{0};   //!< tokens per piece, a multiple of tileLength; >= L when chunks is 1
+    int64_t sharedBytes{0};   //!< dynamic shared memory of a block, at most kMAX_SHARED_BYTES
     bool stagedWeights{true}; //!< dt_weight held in shared memory; false: too large, read through the caches
 };
 

@@ -29,6 +29,7 @@ constexpr int32_t kDELTA_RUN = 4;
 //!     rows     float   (tile, rowFloats)   dt_low | B | C of a token, padded so that each starts on 16 bytes
 //!     slots    float2  (tile, channels)    in: delta, u. out: the token's sum, in one or two parts
 //!     weights  T       (rank / 4, channels, 4)
+//!     biases   float   (channels)
 //!     rawU     T       (tile, channels)    the next tile, copied while this one is scanned
 //!     rawX     T       (tile, rank + 2 * states)
 struct SharedLayout
@@ -38,6 +39,7 @@ struct SharedLayout
     int32_t rowFloats;
     int32_t slots;
     int32_t weights;
+    int32_t biases;
     int32_t rawU;
     int32_t rawX;
     int32_t bytes;
@@ -59,7 +61,8 @@ VIMDEPLOY_HOST_DEVICE inline SharedLayout sharedLayout(int32_t rank, int32_t sta
     layout.rowFloats = roundUp(layout.rankPadded + 2 * layout.statesPadded, 4);
     layout.slots = tileLength * layout.rowFloats * 4;
     layout.weights = layout.slots + tileLength * channels * 8;
-    layout.rawU = layout.weights + (stagedWeights ? layout.rankPadded * channels * elementBytes : 0);
+    layout.biases = layout.weights + (stagedWeights ? layout.rankPadded * channels * elementBytes : 0);
+    layout.rawU = layout.biases + channels * 4;
     layout.rawX = layout.rawU + roundUp(tileLength * channels * elementBytes, 16);
     layout.bytes = layout.rawX + roundUp(tileLength * (rank + 2 * states) * elementBytes, 16);
     return layout;

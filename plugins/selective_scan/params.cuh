@@ -43,12 +43,13 @@ struct Params
     int32_t gridWidth;      //!< W of the H x W token grid, column-major walks only
     FastDivisor gridHeight; //!< H
     float scale;
-    int32_t xVectorBytes; //!< widest copy that every row of xDbl allows: 16, 8, 4 or 2
-    FastDivisor xVectors; //!< such copies per row
+    int32_t xVectorBytes;  //!< widest copy that every row of xDbl allows: 16, 8, 4 or 2
+    FastDivisor xVectors;  //!< such copies per row
     FastDivisor rowFloats; //!< SharedLayout::rowFloats
     bool columnMajor;
     bool vectorized;    //!< rows of u, z, y and partial start on 16-byte boundaries
     bool stagedWeights; //!< dt_weight in shared memory
+    bool tensorDelta;   //!< the rows of x_dbl allow the dt projection on tensor cores
     bool sumsBefore;    //!< an earlier launch left sums in partial
     bool finishes;      //!< no later launch adds to these tokens
     bool gated;

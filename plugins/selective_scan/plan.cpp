@@ -199,8 +199,8 @@ char const* checkScanShape(ScanShape const& shape, char* message, std::size_t si
     {
         if (shape.directions[g] != 1 && shape.directions[g] != -1)
         {
-            return wrong("an entry of %s is %lld; 1 (forward) or -1 (backward) is expected", "directions",
-                shape.directions[g]);
+            return wrong(
+                "an entry of %s is %lld; 1 (forward) or -1 (backward) is expected", "directions", shape.directions[g]);
         }
         if (shape.columnMajor[g] != 0 && shape.columnMajor[g] != 1)
         {
@@ -252,9 +252,9 @@ ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t sm
     auto const bytesOf = [&](int32_t tile, bool staged)
     {
         return int64_t{sides}
-            * scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread, threads.lanes, tile,
-                static_cast<int32_t>(sizeOf(shape.type)), staged)
-                  .bytes;
+        * scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread, threads.lanes, tile,
+            static_cast<int32_t>(sizeOf(shape.type)), staged)
+              .bytes;
     };
     auto const longestBelow = [&](int64_t limit, bool staged)
     {
@@ -279,8 +279,7 @@ ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t sm
     {
         int64_t const channelBlocks = divideUp(shape.channels, scan::kSIDE_THREADS / threads.lanes);
         int64_t const wanted = divideUp(chunkTarget(channelBlocks, smCount), shape.batch);
-        int64_t const chunks = std::clamp<int64_t>(
-            std::min(wanted, shape.length / kMIN_CHUNK), 1, kMAX_CHUNKS);
+        int64_t const chunks = std::clamp<int64_t>(std::min(wanted, shape.length / kMIN_CHUNK), 1, kMAX_CHUNKS);
         plan.chunkLength = divideUp(divideUp(shape.length, chunks), plan.tileLength) * plan.tileLength;
         plan.chunks = static_cast<int32_t>(divideUp(shape.length, plan.chunkLength));
     }

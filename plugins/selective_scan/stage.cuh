@@ -151,8 +151,8 @@ __device__ __forceinline__ void stageU(
 #pragma unroll 1
         for (int32_t row = thread / perRow; row < tile.count; row += rowStep)
         {
-            asyncCopy<16>(target + row * channels + column,
-                source + tokenOf(p, tile.first + row) * p.channels + first + column);
+            asyncCopy<16>(
+                target + row * channels + column, source + tokenOf(p, tile.first + row) * p.channels + first + column);
         }
         return;
     }
@@ -171,8 +171,8 @@ __device__ __forceinline__ void stageU(
 //! x_dbl as float32 rows dt_low | B | C, each part padded with zeros to its stride.
 //! \param flat the rows need no padding: convert four at a time, no index arithmetic
 template <typename T>
-__device__ __forceinline__ void convertRows(Params const& p, SharedLayout const& layout, float* rows, T const* raw,
-    int32_t count, int32_t thread, bool flat)
+__device__ __forceinline__ void convertRows(
+    Params const& p, SharedLayout const& layout, float* rows, T const* raw, int32_t count, int32_t thread, bool flat)
 {
     int32_t const width = p.rank + 2 * p.states;
     if (flat)

@@ -3,9 +3,9 @@
     python plugins/tools/kernel_report.py [--arch sm_90] [--arch ...] [--types float16] [--max-slots 7] [--json FILE]
 
 ptxas tells registers and local memory (`nvcc --resource-usage`); nvdisasm (on PATH, or the wheel
-`nvidia-cuda-nvdisasm`) tells the instructions. The inner loop is the innermost one with the most `MUFU.EX2`: in it every
-such instruction is one decay, that is one (token, channel, state) element, and every other instruction is an issue slot
-shared among them. Exit status 1: a hot variant spills, or the 16-state variant needs more than --max-slots.
+`nvidia-cuda-nvdisasm`) tells the instructions. The inner loop is the innermost one with the most `MUFU.EX2`: in it
+every such instruction is one decay, that is one (token, channel, state) element, and every other instruction is an
+issue slot shared among them. Exit status 1: a hot variant spills, or the 16-state variant needs more than --max-slots.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def main() -> int:
         print("nvdisasm was not found: issue slots are not counted (pip install nvidia-cuda-nvdisasm)")
     kernels = report(options.types or list(TYPES), options.arch or ["sm_90"], options.nvdisasm)
     print(
-        "| architecture | kernel | registers | spilled bytes | instructions / elements | slots |\n|---|---|---|---|---|---|"
+        "| architecture | kernel | registers | spilled bytes | instructions / elements | slots |\n"
+        "|---|---|---|---|---|---|"
     )
     for k in kernels:
         loop = f"{k.loop_instructions} / {k.loop_elements} | {k.slots}" if k.slots else "- | -"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vimdeploy.backends import Backend, OnnxBackend, TorchBackend
+from vimdeploy.errors import ArtifactError
 from vimdeploy.models.recipe import ParityContract
 from vimdeploy.verify.metrics import Metrics, compare, relative_rms
 
@@ -91,6 +92,9 @@ def verify_onnx(
         contract: the bounds to keep.
         progress: told about finished images.
 
+    Raises:
+        ArtifactError: the ONNX model does not run, or lacks an output.
+
     """
     total, done = len(images) * (len(batches) + 1), 0
 
@@ -109,6 +113,12 @@ def verify_onnx(
     results = []
     for batch in batches:
         outputs = run(candidate, batch)
+        if missing := [name for name in expected if name not in outputs]:
+            source = onnx_model if isinstance(onnx_model, Path) else "the exported model"
+            raise ArtifactError(
+                f"{source}: has no output {', '.join(missing)}; it gives {', '.join(outputs)}.",
+                hint="Export the model again with `vimdeploy export`.",
+            )
         for name, reference in expected.items():
             metrics = compare(outputs[name], reference, contract, classes=task == "classify")
             results.append(BatchResult(batch, name, metrics))
@@ -121,7 +131,7 @@ def verify_onnx(
 def first_departure(
     onnx_model: Path | onnx.ModelProto, model: FamilyModel, task: str, images: Array, contract: ParityContract
 ) -> str:
-    """Return, in words that follow "they part", the first inner value that differs by more than rounding."""
+    """Return where two models first differ by more than rounding, in words that follow "they part"."""
     reference = TorchBackend(model, task, taps=True).run(images)
     candidate = OnnxBackend(onnx_model, taps=list(reference)).run(images)
     taps = [name for name in reference if name.startswith("block.")]
