@@ -10,17 +10,14 @@ from vimdeploy.models.checkpoint import read_checkpoint
 def test_a_newer_pickle_protocol_is_named_with_the_remedy(tmp_path):
     path = tmp_path / "new.pth"
     torch.save({"head.weight": torch.ones(2, 2)}, path, pickle_protocol=4)
-    try:
-        assert read_checkpoint(path).state["head.weight"].shape == (2, 2)  # a torch that reads it safely
-    except CheckpointError as error:
-        assert "protocol" in error.message
-        assert "torch.save" in error.hint
+    with pytest.raises(CheckpointError, match=r"protocol.*\n.*torch\.save"):
+        read_checkpoint(path)
 
 
 def test_sparse_weights_are_named(tmp_path):
     path = tmp_path / "sparse.pth"
     torch.save({"head.weight": torch.eye(3).to_sparse()}, path)
-    with pytest.raises(CheckpointError, match="head.weight is sparse"):
+    with pytest.raises(CheckpointError, match=r"head\.weight is sparse"):
         read_checkpoint(path)
 
 
