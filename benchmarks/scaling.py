@@ -30,7 +30,7 @@ from typing import Any
 
 from cpu import RESULTS, peak_mib
 
-SIZES = (512, 768, 1024, 1536, 2048)
+SIZES = (512, 1024, 2048)
 MODELS = {"vim": "vim_tiny_patch16_224", "deit": "deit_tiny_patch16_224"}
 TITLES = {"vim": "Vim-Ti", "deit": "DeiT-Ti"}
 BACKENDS = {"torch": "torch", "onnxruntime": "ONNX Runtime"}
