@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,12 @@ def main() -> None:
     if args.save_checkpoint:
         save_checkpoint(args.save_checkpoint)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        results = run_all(Path(folder), args.turns, quick=args.quick)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "cpu.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.out / "cpu.md").write_text(table(results))
+    with tempfile.TemporaryDirectory() as folder:
+        # Written after every measurement: the last ones take minutes each.
+        for results in run_all(Path(folder), args.turns, quick=args.quick):
+            (args.out / "cpu.json").write_text(json.dumps(results, indent=1) + "\n")
+            (args.out / "cpu.md").write_text(table(results))
     print(table(results))
 
 
@@ -138,28 +139,28 @@ def peak_mib() -> float:
 # ---- all measurements
 
 
-def run_all(folder: Path, turns: int, *, quick: bool) -> dict[str, Any]:
+def run_all(folder: Path, turns: int, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """Measure everything and yield the results so far after each measurement."""
     checkpoint = folder / "vim_tiny.pth"
     # This process imports no torch: a child's memory would be compared with the parent's.
     subprocess.run([sys.executable, __file__, "--save-checkpoint", str(checkpoint)], check=True)
     sizes, batches = ((224,), (1,)) if quick else (SIZES, BATCHES)
-    load = os.getloadavg()[0]
-    exports = [export(checkpoint, folder, size) for size in sizes]
     # On one thread, as the official code's 0.92 s was measured, and because a busy neighbour then changes least.
-    plan = [(size, batch, 1) for size in sizes for batch in batches]
+    plan = [(size, batch, 1) for batch in batches for size in sizes]
     if (os.cpu_count() or 1) > 1:
         plan += [(224, batch, 2) for batch in batches]
-    measurements = []
+    results: dict[str, Any] = {"schema": 1, "machine": machine(os.getloadavg()[0]), "exports": [], "measurements": []}
+    results["exports"] += [export(checkpoint, folder, size) for size in sizes]
     for size, batch, count in plan:
-        results: dict[str, list[dict[str, Any]]] = {backend: [] for backend in BACKENDS}
+        found: dict[str, list[dict[str, Any]]] = {backend: [] for backend in BACKENDS}
         # At 1248 pixels one turn of the loop takes minutes, and its spread is small against the ratios.
         for _ in range(turns if size < 1000 else 1):
             for backend in BACKENDS:
-                results[backend].append(in_own_process(backend, size, batch, count, folder))
-        for backend, found in results.items():
-            measurements.append(summary(backend, size, batch, count, found))
-            print(line(measurements[-1]), flush=True)
-    return {"schema": 1, "machine": machine(load), "exports": exports, "measurements": measurements}
+                found[backend].append(in_own_process(backend, size, batch, count, folder))
+        for backend, measured in found.items():
+            results["measurements"].append(summary(backend, size, batch, count, measured))
+            print(line(results["measurements"][-1]), flush=True)
+        yield results
 
 
 def in_own_process(backend: str, size: int, batch: int, threads: int, folder: Path) -> dict[str, Any]:
@@ -240,7 +241,8 @@ def table(results: dict[str, Any]) -> str:
         "# Vim-Ti on a CPU",
         "",
         f"{machine['cores']} cores of {machine['cpu']}; torch {machine['torch']}, ONNX Runtime "
-        f"{machine['onnxruntime']}, Python {machine['python']}; float32. Written by `python benchmarks/cpu.py`.",
+        f"{machine['onnxruntime']}, Python {machine['python']}; float32; load average {machine['load_before']} before "
+        "the run. Written by `python benchmarks/cpu.py`.",
         "",
         "| pixels | export | export and verify | file |",
         "|---:|---:|---:|---:|",
@@ -251,21 +253,29 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {e['size']} | {plain:.1f} s | {shown} | {e['bytes'] / 2**20:.1f} MiB |")
     lines += [
         "",
-        "Median of one batch; `x loop` is how many times faster than the plain loop in the same run; memory is the "
-        "peak of the whole process, and in parentheses what running added to loading.",
+        "Median of one batch; `x loop` is how many times faster than the plain loop in the same run, on one thread by "
+        "CPU time, which a busy machine disturbs least; memory is the peak of the whole process, and in parentheses "
+        "what running added to loading.",
         "",
-        "| pixels | tokens | batch | threads | backend | time | images/s | x loop | peak memory |",
-        "|---:|---:|---:|---:|---|---:|---:|---:|---:|",
+        "| pixels | tokens | batch | threads | backend | time | CPU time | images/s | x loop | peak memory |",
+        "|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
-    loops = {key(m): m["seconds"] for m in results["measurements"] if m["backend"] == "loop"}
+    loops = {key(m): clock(m) for m in results["measurements"] if m["backend"] == "loop"}
     for m in results["measurements"]:
         added = max(0.0, m["peak_mib"] - m["before_mib"])
         lines.append(
             f"| {m['size']} | {m['tokens']} | {m['batch']} | {m['threads']} | {TITLES[m['backend']]} "
-            f"| {m['seconds']:.3f} s | {m['batch'] / m['seconds']:.2f} | {loops[key(m)] / m['seconds']:.1f} "
+            f"| {m['seconds']:.3f} s | {m['cpu_seconds']:.3f} s | {m['batch'] / m['seconds']:.2f} "
+            f"| {loops[key(m)] / clock(m):.1f} "
             f"| {m['peak_mib']:.0f} MiB (+{added:.0f}) |"
         )
     return "\n".join(lines) + "\n"
+
+
+def clock(m: dict[str, Any]) -> float:
+    """Return the seconds that ratios are made of."""
+    seconds: float = m["cpu_seconds"] if m["threads"] == 1 else m["seconds"]
+    return seconds
 
 
 def key(m: dict[str, Any]) -> tuple[int, int, int]:
@@ -274,7 +284,7 @@ def key(m: dict[str, Any]) -> tuple[int, int, int]:
 
 def line(m: dict[str, Any]) -> str:
     what = f"{m['size']:5d} px  batch {m['batch']}  {m['threads']} threads  {m['backend']:12s}"
-    return f"{what} {m['seconds']:8.3f} s  {m['peak_mib']:6.0f} MiB"
+    return f"{what} {m['seconds']:8.3f} s ({m['cpu_seconds']:.3f} s CPU)  {m['peak_mib']:6.0f} MiB"
 
 
 if __name__ == "__main__":

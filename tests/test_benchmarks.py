@@ -56,26 +56,26 @@ def test_a_measurement_has_times_and_peaks(cpu: ModuleType) -> None:
     json.dumps(found)
 
 
-def measurement(cpu: ModuleType, backend: str, *seconds: float) -> dict[str, Any]:
-    turn = {"seconds": seconds, "cpu_seconds": seconds, "peak_mib": 300.0, "before_mib": 250.0}
+def measurement(cpu: ModuleType, backend: str, cpu_seconds: float, *seconds: float) -> dict[str, Any]:
+    turn = {"seconds": seconds, "cpu_seconds": [cpu_seconds] * len(seconds), "peak_mib": 300.0, "before_mib": 250.0}
     result: dict[str, Any] = cpu.summary(backend, 224, 2, 1, [turn])
     return result
 
 
 def test_the_table_compares_medians_of_one_run(cpu: ModuleType) -> None:
     results = {
-        "machine": {"cores": 2, "cpu": "a CPU", "torch": "2.13.0", "onnxruntime": "1.22.0", "python": "3.11.1"},
+        "machine": cpu.machine(0.5),
         "exports": [{"size": 224, "seconds": {"without_verification": 9.0}, "bytes": 1 << 20}],
         "measurements": [
-            measurement(cpu, "loop", 1.0, 3.0, 2.0),
-            measurement(cpu, "torch", 1.0),
-            measurement(cpu, "onnxruntime", 0.25, 0.5, 9.0),
+            measurement(cpu, "loop", 1.5, 1.0, 3.0, 2.0),
+            measurement(cpu, "torch", 0.5, 1.0),
+            measurement(cpu, "onnxruntime", 0.25, 0.25, 0.5, 9.0),
         ],
     }
     rows = [line for line in cpu.table(results).splitlines() if line.startswith("| 224 | 197 | 2 | 1 |")]
-    assert [row.split("|")[6:9] for row in rows] == [
-        [" 2.000 s ", " 1.00 ", " 1.0 "],
-        [" 1.000 s ", " 2.00 ", " 2.0 "],
-        [" 0.500 s ", " 4.00 ", " 4.0 "],
+    assert [row.split("|")[6:10] for row in rows] == [
+        [" 2.000 s ", " 1.500 s ", " 1.00 ", " 1.0 "],
+        [" 1.000 s ", " 0.500 s ", " 2.00 ", " 3.0 "],
+        [" 0.500 s ", " 0.250 s ", " 4.00 ", " 6.0 "],
     ]
     assert "(+50)" in rows[0]

@@ -277,7 +277,7 @@ def bad_checkpoint(folder, kind):
     elif kind == "pickle bomb":
         path.write_bytes(pickle.dumps(Bomb(folder / "executed")))
     elif kind == "other architecture":
-        torch.save({f"blocks.{i}.attn.qkv.weight": torch.ones(2, 2) for i in range(12)}, path)
+        torch.save({f"stages.{i}.conv.weight": torch.ones(2, 2) for i in range(12)}, path)
     elif kind == "nan":
         state["layers.1.mixer.D"][3] = float("nan")
         torch.save(state, path)
@@ -300,7 +300,7 @@ def bad_checkpoint(folder, kind):
         ("folder", ["is a folder"]),
         ("bomb", ["would execute code", "system", "nothing was executed"]),
         ("pickle bomb", ["would execute code", "system", "nothing was executed"]),
-        ("other architecture", ["blocks.*.attn.qkv.weight (12x)"]),
+        ("other architecture", ["stages.*.conv.weight (12x)"]),
         ("nan", ["layers.1.mixer.D", "--weights ema"]),
         ("no patch embedding", ["patch_embed.proj.weight"]),
         ("15 patches", ["15 patches", "img_size"]),
@@ -358,6 +358,28 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path, o
     result = refuse("export", tmp_path / "never read.pth", "-o", tmp_path / output, folder=tmp_path)
     assert words in result.stderr
     assert str(tmp_path / output) in result.stderr
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_checkpoint_is_never_overwritten_by_its_export(tmp_path, link):
+    checkpoint = write_checkpoint(tmp_path, SMALL)
+    output = checkpoint
+    if link:
+        output = tmp_path / "link.onnx"
+        output.symlink_to(checkpoint)
+    refuse("export", checkpoint, "-o", output, words=[output, "is the checkpoint itself"], folder=tmp_path)
+
+
+@pytest.mark.parametrize(("names", "words"), [("'nowhere'", "nowhere.txt"), ("['a', 'b']", "2 class names")])
+def test_a_recipe_whose_class_names_are_missing_or_do_not_fit_is_refused(tmp_path, names, words):
+    checkpoint = write_checkpoint(tmp_path, SMALL)
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        "name = 'mine'\ntitle = 'Mine'\nfamily = 'vim'\nparameters = 1\n[model]\nimg_size = 64\nembed_dim = 48\n"
+        f"depth = 3\nnum_classes = 7\nrms_norm = false\n[input]\nsize = [64, 64]\n"
+        f"[classes]\ncount = 7\nnames = {names}\n"
+    )
+    refuse("export", checkpoint, "--recipe", recipe, words=[words], folder=tmp_path)
 
 
 def test_a_failed_verification_leaves_no_model_behind_and_keeps_the_one_before(copy, monkeypatch):
@@ -480,6 +502,12 @@ def test_inspect_describes_a_foreign_model(copy):
     no_manifest(copy)
     facts = succeed("inspect", copy / "cls_tiny.onnx", "--json").json()
     assert facts["operators"] == {"Relu": 1}
+
+
+def test_predict_refuses_a_model_with_other_classes_than_its_manifest(copy):
+    change_manifest(copy, classes={"count": 3, "names": ["a", "b", "c"]})
+    words = [copy / "cls_tiny.onnx", "10 logits", "3 classes"]
+    refuse("predict", copy / "cls_tiny.onnx", copy / "photo.png", words=words, folder=copy)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "missing.pth", "missing.onnx", "no_suffix"])

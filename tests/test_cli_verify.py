@@ -177,6 +177,9 @@ def test_other_weights_are_caught(home, tmp_path):
 def test_values_that_are_no_numbers_are_caught(editor):
     editor.change("model.head.bias", lambda bias: bias * np.nan)
     assert_caught(editor.save(), "NaN or infinite", "after the last block")
+    report = refuse("verify", editor.path, "--samples", 2, "--json", "-", code=1)
+    assert "NaN" not in report.stdout.replace("NaN or infinite", "")
+    assert report.json()["results"][0]["max_abs"] is None
 
 
 def test_an_attribute_that_the_body_does_not_follow_is_caught_though_it_computes_the_same_here(editor):

@@ -387,7 +387,9 @@ def test_a_gpu_is_described_by_its_driver(machine: Machine, tmp_path: Path, comp
     assert (gpu.name, gpu.compute_capability, gpu.memory_mib) == ("Planted GPU", "8.9", 24576)
     assert report.facts.driver.cuda == "12.8"
     # A driver of CUDA 12 cannot run the packages for CUDA 13, which are the default.
-    assert "'tensorrt-cu12>=10.3'" in finding(report, "tensorrt is not installed").remedy
+    remedy = finding(report, "tensorrt is not installed").remedy
+    assert "'tensorrt-cu12>=10.3'" in remedy
+    assert "'cuda-bindings>=12.6.1,<13'" in remedy
     assert "cuda-toolkit-12-8 " in finding(report, "nvcc was not found").remedy
 
 
@@ -512,7 +514,10 @@ def test_circular_macros_end(tmp_path: Path) -> None:
     assert header_version(path) == ""
 
 
-INFO = 'vimdeploy-plugin-info{"version":"0.1.0","tensorrt":"10.14","cuda":"13.0","architectures":"80,89,89+PTX"}'
+INFO = (
+    'vimdeploy-plugin-info{"version": "0.1.0", "source_hash": "0123456789ab", "tensorrt": "10.14", "cuda": "13.0", '
+    '"architectures": "80,89,89+PTX"}'
+)
 PLUGIN = f"__attribute__((used)) static char const kINFO[] = {json.dumps(INFO)};"
 
 
@@ -532,9 +537,9 @@ def test_a_built_plugin_library_is_found_and_says_what_it_is(
 
 def test_the_kernels_for_pytorch_are_no_plugin(machine: Machine, tmp_path: Path, compile_library: Compile) -> None:
     cache = tmp_path / "home" / ".cache" / "vimdeploy" / "plugins" / "key"
-    compile_library(cache / "libvimdeploy_kernels.so", PLUGIN)
+    compile_library(cache / "libvimdeploy_kernels.so", "int vimdeploy_abi_version(void) { return 1; }")
     report = examine(machine)
-    assert [p.serves for p in report.facts.plugins] == ["PyTorch"]
+    assert [(p.serves, p.problem) for p in report.facts.plugins] == [("PyTorch", "")]
     assert "the plugin library is not built" in command(report, "build-engine").missing
 
 
@@ -551,7 +556,7 @@ def test_a_plugin_for_another_major_than_the_runtime_is_a_warning(
 def test_a_foreign_library_is_no_plugin(machine: Machine, tmp_path: Path, compile_library: Compile) -> None:
     path = compile_library(tmp_path / "libother.so", tensorrt(101301))
     report = examine(replace(machine, env={**machine.env, "VIMDEPLOY_PLUGIN": str(path)}))
-    assert "does not say that it is a vimdeploy library" in finding(report, str(path)).message
+    assert "is not a vimdeploy plugin library" in finding(report, f"plugin library {path}").message
     assert "the plugin library is not built" in command(report, "build-engine").missing
 
 

@@ -46,6 +46,14 @@ def test_readme_command_runs(command, checkout):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_python_example_runs_on_what_the_commands_made(checkout, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(checkout)
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert names["logits"].shape == (5, 10)
+
+
 def test_readme_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy import __version__
-from vimdeploy.backends import read_onnx
+from vimdeploy.backends import OnnxBackend, SessionBackend, joined, read_onnx
 from vimdeploy.convert import ConvertRequest, convert_in_memory
 from vimdeploy.engine import build as engine_build
 from vimdeploy.engine import plugin as plugins
@@ -18,12 +19,15 @@ from vimdeploy.engine.boundary import Layer, Messages, Profile
 from vimdeploy.engine.cuda import CudaDevice
 from vimdeploy.engine.options import BuildOptions, check_options
 from vimdeploy.engine.progress import Bar, Tracker
+from vimdeploy.engine.session import Session
 from vimdeploy.engine.sidecar import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
-from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
+from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
 from vimdeploy.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
 from vimdeploy.graph.precision import PRECISIONS
+from vimdeploy.images import synthetic_images
 from vimdeploy.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
-from vimdeploy.models.recipe import BatchProfile
+from vimdeploy.models.recipe import BatchProfile, ParityContract
+from vimdeploy.verify.metrics import compare
 
 if TYPE_CHECKING:
     import onnx
@@ -104,9 +108,10 @@ def build_engine(
     )
     if cache_file and plan.timing_cache is not None:
         timing.write(cache_file, plan.timing_cache)
-    report = _inspect(owner, plan.content, request.options, notes) if device else None
-    if device is None:
-        notes.append("not run here: TensorRT needs a GPU to load a plan, so neither inspector nor parity is recorded")
+    runs_here = device is not None and device.compute_capability in _targets(request.options, device)
+    report = _inspect(owner, plan.content, request.options, notes) if runs_here else None
+    if not runs_here:
+        notes.append("not run here: TensorRT needs the GPU to load a plan, so neither inspector nor parity is recorded")
     sidecar = EngineManifest(
         tools={"vimdeploy": __version__},
         plan_sha256=sha256_bytes(plan.content),
@@ -130,6 +135,9 @@ def build_engine(
         parity=None,
         source=manifest,
     )
+    if runs_here and request.verify and not request.options.strip_weights:
+        say("Comparing the engine with float32 in ONNX Runtime")
+        sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, read_onnx(model_path), request)})
     # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
     write_all({manifest_path(output): sidecar.to_bytes(), output: plan.content})
     return BuiltEngine(output, sidecar, tuple(parsed.layers), report, plan.seconds, tuple(notes))
@@ -253,6 +261,36 @@ def _inspect(owner: trt.TensorRt, plan: bytes, options: BuildOptions, notes: lis
     if report is None:
         notes.append("the engine could not be inspected on this GPU: " + ("; ".join(messages.errors()) or "no report"))
     return report
+
+
+def _parity(
+    plan: bytes, sidecar: EngineManifest, model: onnx.ModelProto, request: BuildRequest
+) -> dict[str, Any] | None:
+    """Run the engine and hold it to the recipe's contract, before it is written where anybody would find it.
+
+    Raises:
+        VerificationError: the engine does not compute what the float32 model computes.
+
+    """
+    manifest = sidecar.source
+    if manifest is None or _held_precision(model):
+        return None
+    with tempfile.TemporaryDirectory(prefix="vimdeploy-") as folder:
+        path = Path(folder) / "check.engine"
+        write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
+        batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
+        images = synthetic_images(min(batch, 8), manifest.preprocessing)
+        with Session(path, graphs=0, plugin=request.options.plugin) as session:
+            candidate = joined(SessionBackend(session).run(images))
+        reference = joined(OnnxBackend(model).run(images))
+    contract: ParityContract = getattr(manifest.contract, sidecar.precision)
+    metrics = compare(candidate, reference, contract, classes=manifest.model.task == "classify")
+    if not metrics.passed:
+        raise VerificationError(
+            f"the engine does not compute what the float32 model computes: {'; '.join(metrics.violations)}.",
+            hint="Nothing was written. 'vimdeploy verify MODEL.onnx --ladder' says on which rung and at which node.",
+        )
+    return metrics.to_dict()
 
 
 def show_profile(profile: Profile) -> str:

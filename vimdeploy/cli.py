@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vimdeploy import __version__, cli_engine
-from vimdeploy.console import errors_in_words, print_json, progress, say, table
+from vimdeploy.console import Interrupted, errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
     from vimdeploy.pipeline import Stage
     from vimdeploy.verify.onnx import Report
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        # Typer would catch Ctrl-C and leave without a word.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="From a Vision Mamba checkpoint to a fast, verified TensorRT engine.",
     no_args_is_help=True,
     add_completion=False,
@@ -27,6 +39,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_LARGEST_SIDE = 16384
+"""A million tokens at patch 16, beyond what any machine runs; larger numbers are slips."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
@@ -346,7 +361,7 @@ def _choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
 
 
 def _positive(option: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
         raise UsageError(f"{option} {text}: must be a positive number or dynamic.")
     return int(text)
 
@@ -355,6 +370,8 @@ def _parse_size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--img-size {text}: must be N or HxW, in pixels.", hint="For example --img-size 384x640.")
+    if max(map(int, parts)) > _LARGEST_SIDE:
+        raise UsageError(f"--img-size {text}: a side has at most {_LARGEST_SIDE} pixels.")
     return int(parts[0]), int(parts[-1])
 
 

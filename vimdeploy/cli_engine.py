@@ -140,7 +140,9 @@ def build_engine(
 
 def is_plan(path: Path) -> bool:
     """Whether a file is named like a TensorRT plan."""
-    return path.suffix in (".engine", ".plan", ".trt")
+    from vimdeploy.manifest import PLAN_SUFFIXES
+
+    return path.suffix in PLAN_SUFFIXES
 
 
 def verify_ladder(

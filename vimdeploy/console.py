@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,24 +64,18 @@ def progress(text: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
-class _Interrupted(BaseException):
-    """Ctrl-C, under a name that Typer does not turn into its own silent exit."""
-
-
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise _Interrupted
+class Interrupted(BaseException):
+    """Ctrl-C that a command has let through, under a name that Typer does not turn into its own silent exit."""
 
 
 @contextmanager
 def errors_in_words() -> Iterator[None]:
     """Print foreseen errors without a traceback and exit with their code; say how to report the others."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     except VimdeployError as error:
         fail(error)
-    except (_Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt):
         say("Nothing was written.", label="Interrupted.")
         raise SystemExit(130) from None
     except Exception as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy.errors import ArtifactError, VimdeployError
+from vimdeploy.manifest import PLAN_SUFFIXES
 
 if TYPE_CHECKING:
     import onnx
@@ -30,13 +31,15 @@ def inspect_file(path: Path) -> dict[str, Any]:
         return _inspect_onnx(path)
     if path.suffix == ".json":
         return _inspect_manifest(path)
+    if path.suffix in PLAN_SUFFIXES:
+        return _inspect_plan(path)
     if path.suffix == ".toml":
         from vimdeploy.models.recipe import read_recipe
 
         return {"recipe": read_recipe(path).model_dump(mode="json")}
     raise ArtifactError(
         f"{path}: '{path.suffix}' is no kind of file that vimdeploy knows.",
-        hint="Pass a .pth, .pt, .safetensors, .onnx, .json or .toml file.",
+        hint="Pass a .pth, .pt, .safetensors, .onnx, .engine, .json or .toml file.",
     )
 
 
@@ -108,6 +111,22 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
     return facts
 
 
+def _inspect_plan(path: Path) -> dict[str, Any]:
+    """Read a plan's manifest; the layers in it were read from the network and, on a GPU, from the built engine."""
+    from vimdeploy.engine.sidecar import read_engine_manifest
+    from vimdeploy.files import sha256_file
+
+    manifest = read_engine_manifest(path)
+    plain = manifest.model_dump(mode="json", exclude={"network", "inspector", "source"})
+    return {
+        "file": {"file": str(path), "bytes": path.stat().st_size},
+        "manifest": {**plain, "describes this file": sha256_file(path) == manifest.plan_sha256},
+        "network as parsed": manifest.network,
+        "engine as built": manifest.inspector or {"": "not read: built without a GPU"},
+        "model": manifest.source.model.model_dump(mode="json") if manifest.source else {"": "no manifest of the ONNX"},
+    }
+
+
 def _inspect_manifest(path: Path) -> dict[str, Any]:
     from vimdeploy.manifest import parse_manifest
 
@@ -115,6 +134,10 @@ def _inspect_manifest(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{path}: not a readable JSON file: {error}.") from error
+    if isinstance(data, dict) and data.get("kind") == "engine":
+        from vimdeploy.engine.sidecar import read_engine_manifest
+
+        return {"manifest": read_engine_manifest(path.with_suffix("")).model_dump(mode="json")}
     return {"manifest": parse_manifest(data, path).model_dump(mode="json")}
 
 

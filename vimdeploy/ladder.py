@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vimdeploy.backends import read_onnx
 from vimdeploy.errors import UsageError, VerificationError
 from vimdeploy.graph.check import check_model
-from vimdeploy.manifest import read_manifest
+from vimdeploy.manifest import PLAN_SUFFIXES, read_manifest
 from vimdeploy.pipeline import VerifyRequest, find_checkpoint, request_of, sample_images
 from vimdeploy.verify.ladder import LadderReport, climb
 from vimdeploy.verify.rungs import Subject, engine_source, make_rungs
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from vimdeploy.manifest import Manifest
     from vimdeploy.models.families import FamilyModel
     from vimdeploy.pipeline import Stage
-
-PLAN_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 def verify_ladder(

@@ -16,6 +16,8 @@ from vimdeploy.files import sha256_file, sidecar_of
 from vimdeploy.models.recipe import BatchProfile, Classes, InputSpec, Parity, Precision
 
 SCHEMA_VERSION = 1
+PLAN_SUFFIXES = (".engine", ".plan", ".trt")
+"""Names of TensorRT plans. Their manifest is :class:`vimdeploy.engine.sidecar.EngineManifest`."""
 
 
 class _Section(BaseModel):

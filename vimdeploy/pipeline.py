@@ -81,6 +81,8 @@ def export(
     from vimdeploy.graph.export import export_onnx, serialize
     from vimdeploy.models.load import load_model
 
+    if checkpoint and output.exists() and checkpoint.exists() and output.samefile(checkpoint):
+        raise UsageError(f"{output}: is the checkpoint itself.", hint="Choose another file with -o.")
     check_writable(output)
     stage(f"Reading {checkpoint.name}" if checkpoint else f"Making {model.arch}")
     loaded = load_model(checkpoint, replace(model, task=request.task))

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vimdeploy.backends import OnnxBackend
+from vimdeploy import load
+from vimdeploy.backends import SessionBackend
 from vimdeploy.errors import ArtifactError, UsageError
 from vimdeploy.images import load_images
-from vimdeploy.manifest import read_manifest
+from vimdeploy.manifest import PLAN_SUFFIXES, Manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def predict(model: Path, images: Sequence[Path], top: int = 5) -> list[Predictio
     """Return the ``top`` classes of each image file.
 
     Args:
-        model: ONNX file with its manifest, exported with the task ``classify``.
+        model: ONNX file or plan with its manifest, exported with the task ``classify``.
         images: image files; one batch each, so that any batch profile serves.
         top: how many classes.
 
@@ -53,24 +54,43 @@ def predict(model: Path, images: Sequence[Path], top: int = 5) -> list[Predictio
     """
     if not model.exists():
         raise ArtifactError(f"{model}: there is no such file.")
-    manifest = read_manifest(model)
+    manifest = _manifest(model)
     if manifest.model.task != "classify" or manifest.classes.count == 0:
         raise UsageError(
             f"{model}: gives {manifest.outputs[0].name}, not logits.", hint="Export it with --task classify."
         )
     tensors = [load_images([path], manifest.preprocessing) for path in images]
-    backend = OnnxBackend(model)
     labels = manifest.classes.labels() or tuple(map(str, range(manifest.classes.count)))
-    batch = manifest.input.shape[0]
-    repeats = batch if isinstance(batch, int) else 1
+    with load(model) as session:
+        backend = SessionBackend(session)
+        outputs = [next(iter(backend.run(tensor).values()))[0] for tensor in tensors]
     predictions = []
-    for path, tensor in zip(images, tensors, strict=True):
-        logits = next(iter(backend.run(np.repeat(tensor, repeats, axis=0)).values()))[0]
+    for path, logits in zip(images, outputs, strict=True):
         if logits.ndim != 1:
             raise UsageError(f"{model}: gives logits of shape {logits.shape} per image, one per token.")
+        if len(logits) != manifest.classes.count:
+            raise ArtifactError(
+                f"{model}: gives {len(logits)} logits, its manifest says {manifest.classes.count} classes.",
+                hint="Export the model again.",
+            )
         exponentials = np.exp(logits - logits.max())
         probabilities = exponentials / exponentials.sum()
         best = np.argsort(-probabilities, kind="stable")[:top]
         scores = tuple(ClassScore(int(i), labels[i], float(probabilities[i])) for i in best)
         predictions.append(Prediction(str(path), scores))
     return predictions
+
+
+def _manifest(model: Path) -> Manifest:
+    """Return the manifest of an ONNX file, or of the one that a plan was built from."""
+    from vimdeploy.engine.sidecar import read_engine_manifest
+
+    if model.suffix not in PLAN_SUFFIXES:
+        return read_manifest(model)
+    source = read_engine_manifest(model).source
+    if source is None:
+        raise ArtifactError(
+            f"{model}: was built from a file without a manifest: its preprocessing and classes are not known.",
+            hint="Build it again from a file that `vimdeploy export` wrote, with its manifest beside it.",
+        )
+    return source

@@ -70,7 +70,7 @@ def test_a_plan_for_three_gpus_with_a_dynamic_batch(
     assert manifest.source is not None
     assert manifest.source.classes.count == 10
     assert (manifest.inspector, manifest.parity) == (None, None)
-    assert "needs a GPU" in built.notes[-1]
+    assert "needs the GPU" in built.notes[-1]
     assert built.path.read_bytes()[:4] == b"vtrt", "nothing in front of the plan: Triton and trtexec would refuse it"
     assert bar.seen == sorted(bar.seen), "progress never falls"
     assert len(bar.seen) > 50

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import json
 import sys
 import types
 from pathlib import Path
 
+import pytest
 import trt_double
+from onnx import helper
 
-from vimdeploy.engine import boundary, plugin, trt
+from vimdeploy.engine import boundary, build, options, plugin, trt
+from vimdeploy.errors import ArtifactError
 from vimdeploy.graph import contract
 
 
@@ -76,6 +80,8 @@ def walk(api: types.ModuleType, flavour: trt.Flavour) -> None:
 
 
 def walk_refusals(tensorrt: trt.TensorRt, network: trt.Network, config: boundary.Config) -> None:
+    if tensorrt.takes_plugins:
+        walk_build(tensorrt)
     RESULTS["IBuilderConfig.set_timing_cache"] = lambda _: False
     RESULTS["IBuilderConfig.add_optimization_profile"] = lambda _: -1
     assert network.build(dataclasses.replace(config, compute_capabilities=())).bad_profile
@@ -83,6 +89,31 @@ def walk_refusals(tensorrt: trt.TensorRt, network: trt.Network, config: boundary
     refused, problems = tensorrt.parse(b"onnx", boundary.Messages())
     assert refused is None
     assert problems[0].code == "SUCCESS"
+
+
+def walk_build(tensorrt: trt.TensorRt) -> None:
+    """The builder above trt.py, which TensorRT-RTX runs for real in test_build.py, takes this API as well."""
+    inputs = [helper.make_tensor_value_info("x", 1, ["batch", 5, 8])]
+    weights = [helper.make_tensor("w", 1, (2, 8, 4), [0.0] * 64), helper.make_tensor("b", 1, (2, 8), [0.0] * 16)]
+    node = helper.make_node(
+        "CausalConv1d", ["x", "w", "b"], ["u"], "conv", domain="vimdeploy", directions=[1, -1], activation="silu"
+    )
+    outputs = [helper.make_tensor_value_info("u", 1, [2, "batch", 5, 8])]
+    graph = helper.make_graph([node], "g", inputs, outputs, weights)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("vimdeploy", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    parsed = build.parse(model, tensorrt, "m.onnx", "fp32")
+    assert parsed.summary.plugin_layers == 1
+    chosen = options.BuildOptions(batch=(1, 2, 4), version_compatible=True, embed_plugin=True, workspace=1 << 20)
+    options.check_options(chosen, tensorrt)
+    profiles = build.make_profiles(model, chosen, (1, 8, 64))
+    plan = build.build(parsed, chosen, profiles, "m.onnx", plugin=Path("libplugin.so"), timing_cache=b"")
+    assert plan.profiles == ({"x": ((1, 5, 8), (2, 5, 8), (4, 5, 8))},)
+    node.op_type, node.domain = "Relu", ""
+    del node.input[1:], node.attribute[:]
+    plain = helper.make_model(helper.make_graph([node], "g", inputs, outputs), opset_imports=opsets, ir_version=10)
+    with pytest.raises(ArtifactError, match="has 0 custom ops but TensorRT made 1 plugin layers"):
+        build.parse(plain, tensorrt, "m.onnx", "fp32")
 
 
 def walk_plugins(tensorrt: trt.TensorRt, creators: list[object]) -> None:
@@ -132,7 +163,7 @@ RESULTS: dict[str, object] = {}
 
 def main(package: str, flavour: str) -> None:
     bindings = importlib.import_module(package)
-    kinds = iter(KINDS * 2)
+    kinds = itertools.cycle(KINDS)
     weights = {f"{c}.{m}": lambda _: _Weights() for c, m in _WEIGHTS}
     RESULTS.update(weights)
     RESULTS["INetworkDefinition.num_layers"] = lambda _: len(KINDS)

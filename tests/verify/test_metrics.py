@@ -127,8 +127,9 @@ def test_relative_rms_does_not_depend_on_the_scale(output, scale):
         assert relative_rms(noisy * scale, output * scale) == pytest.approx(reference, rel=1e-3)
 
 
-def test_a_report_is_plain_json():
-    metrics = compare(np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32), FP32, classes=True)
-    plain = json.loads(json.dumps(metrics.to_dict()))
+@pytest.mark.parametrize("candidate", [np.ones((2, 3)), np.full((2, 3), np.nan), np.ones((2, 9))])
+def test_a_report_is_plain_json_whatever_the_numbers_are(candidate):
+    metrics = compare(candidate, np.zeros((2, 3), np.float32), FP32, classes=True)
+    plain = json.loads(json.dumps(metrics.to_dict(), allow_nan=False))
     assert plain["passed"] is False
     assert plain["violations"]

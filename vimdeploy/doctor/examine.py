@@ -23,7 +23,7 @@ _PACKAGES = (
     "safetensors",
     "mamba-ssm",
     "causal-conv1d",
-    "cuda-python",
+    "cuda-bindings",
 )
 _ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-migraphx", "onnxruntime-qnn")
 _CUDAS = ("", "-cu13", "-cu12")

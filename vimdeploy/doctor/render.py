@@ -98,10 +98,10 @@ def _building(facts: Facts) -> Iterable[Row]:
     for headers in facts.headers:
         yield ("NvInfer.h", headers.version or "?", f"{headers.path} ({headers.source})")
     for plugin in facts.plugins:
-        built = f"for TensorRT {plugin.tensorrt}, " if plugin.tensorrt else ""
-        what = plugin.problem or f"{built}CUDA {plugin.cuda}, sm {plugin.architectures}"
+        built = f"for TensorRT {plugin.tensorrt}, CUDA {plugin.cuda}, sm {plugin.architectures}"
+        what = plugin.problem or (built if plugin.tensorrt else "")
         name = "plugin library" if plugin.serves == "TensorRT" else "kernels for PyTorch"
-        yield (name, plugin.tensorrt or plugin.cuda, f"{plugin.path} ({plugin.source}): {what}")
+        yield (name, "", f"{plugin.path} ({plugin.source}){': ' if what else ''}{what}")
     if not facts.nvcc:
         yield ("nvcc", Text("not found", "dim"), "")
     if not facts.headers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,12 +11,11 @@ from pathlib import Path
 from vimdeploy.doctor.libraries import elf_problem
 from vimdeploy.doctor.machine import Machine, run
 from vimdeploy.doctor.report import Headers, PluginLibrary, Tool
+from vimdeploy.engine.plugin import ENVIRONMENT, read_info
+from vimdeploy.errors import ArtifactError
+from vimdeploy.native import KERNELS
 
-PLUGIN_VARIABLE = "VIMDEPLOY_PLUGIN"
 _PLUGIN_FILES = "libvimdeploy_*.so"
-_KERNELS = "libvimdeploy_kernels.so"
-_INFO = re.compile(rb"vimdeploy-plugin-info(\{[^}\x00]{1,2000}\})")
-"""What a library says of itself, readable without loading it."""
 
 
 def find_nvcc(machine: Machine) -> list[tuple[str, Path]]:
@@ -119,20 +117,21 @@ def find_plugins(machine: Machine) -> tuple[PluginLibrary, ...]:
 
 
 def _examine_plugin(path: Path, source: str) -> PluginLibrary:
-    serves = "PyTorch" if path.name == _KERNELS else "TensorRT"
-    if problem := elf_problem(path):
+    serves = "PyTorch" if path.name == KERNELS else "TensorRT"
+    problem = elf_problem(path)
+    if problem or serves == "PyTorch":
         return PluginLibrary(str(path), source, serves, problem=problem)
     try:
-        info = json.loads(_INFO.search(path.read_bytes())[1])  # type: ignore[index]
-        return PluginLibrary(str(path), source, serves, info["tensorrt"], info["cuda"], info["architectures"])
-    except (OSError, TypeError, ValueError, KeyError):
-        return PluginLibrary(str(path), source, serves, problem="does not say that it is a vimdeploy library")
+        info = read_info(path)
+    except ArtifactError as error:
+        return PluginLibrary(str(path), source, serves, problem=error.message)
+    return PluginLibrary(str(path), source, serves, info.tensorrt, info.cuda, ",".join(info.architectures))
 
 
 def _plugin_candidates(machine: Machine) -> Iterator[tuple[str, Path]]:
-    explicit = machine.folder_variable(PLUGIN_VARIABLE)
+    explicit = machine.folder_variable(ENVIRONMENT)
     if explicit:
-        yield PLUGIN_VARIABLE, explicit
+        yield ENVIRONMENT, explicit
     for site in machine.sites:
         for path in sorted((site / "vimdeploy").glob(f"_lib/**/{_PLUGIN_FILES}")):
             yield "Python package vimdeploy", path

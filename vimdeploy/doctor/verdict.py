@@ -18,13 +18,14 @@ REQUIREMENTS = {
     "onnx-ir": "onnx-ir>=0.1.12",
     "safetensors": "safetensors>=0.5",
     "onnxruntime": "onnxruntime>=1.22",
+    "cuda-bindings": "cuda-bindings>=12.6.1",
     "tensorrt": "tensorrt>=10.3",
     "tensorrt-rtx": "tensorrt-rtx>=1.2",
 }
 """What the extras of pyproject.toml ask for: a test compares them."""
 
 _EXPORT = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors")
-_ENGINE = ("driver", "tensorrt")
+_ENGINE = ("driver", "tensorrt", "cuda-bindings")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "doctor": (),
     "recipes": (),
@@ -33,6 +34,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("onnx",),
     "predict": ("onnxruntime",),
     "demo": (*_EXPORT, "onnxruntime"),
+    "convert": ("onnx", "onnx-ir", "onnxruntime"),
     "build-plugin": ("nvcc", "compiler", "headers"),
     "build-engine": (*_ENGINE, "onnx", "onnx-ir", "plugin"),
     "build-engine --runtime rtx": ("tensorrt-rtx", "onnx", "onnx-ir"),
@@ -102,8 +104,10 @@ def _needs(facts: Facts) -> dict[str, _Need]:
         absent = not facts.package(name).version
         needs[name] = _Need(f"{name} is not installed", packages=(REQUIREMENTS[name],)) if absent else _Need()
     needs["onnxruntime"] = _onnxruntime_need(facts)
+    cuda_bindings = _Need("cuda-bindings is not installed", packages=(_for_driver(facts, "cuda-bindings"),))
+    needs["cuda-bindings"] = _Need() if facts.package("cuda-bindings").version else cuda_bindings
     needs["driver"] = _driver_need(facts)
-    needs["tensorrt"] = _flavour_need(facts, "tensorrt", _tensorrt_package(facts))
+    needs["tensorrt"] = _flavour_need(facts, "tensorrt", _for_driver(facts, "tensorrt"))
     needs["tensorrt-rtx"] = _flavour_need(facts, "tensorrt_rtx", REQUIREMENTS["tensorrt-rtx"])
     needs.update(_plugin_needs(facts))
     return needs
@@ -137,10 +141,13 @@ def _driver_need(facts: Facts) -> _Need:
     )
 
 
-def _tensorrt_package(facts: Facts) -> str:
-    """Return the TensorRT package whose CUDA the driver can serve."""
-    older = facts.driver.cuda.startswith("12.")
-    return REQUIREMENTS["tensorrt"].replace("tensorrt", "tensorrt-cu12") if older else REQUIREMENTS["tensorrt"]
+def _for_driver(facts: Facts, package: str) -> str:
+    """Return the form of a package that the driver's CUDA can serve; the default forms are for CUDA 13."""
+    if not facts.driver.cuda.startswith("12."):
+        return REQUIREMENTS[package]
+    if package == "tensorrt":
+        return REQUIREMENTS[package].replace("tensorrt", "tensorrt-cu12")
+    return f"{REQUIREMENTS[package]},<13"
 
 
 def _flavour_need(facts: Facts, module: str, package: str) -> _Need:

@@ -26,6 +26,7 @@ from vimdeploy.engine.sidecar import EngineManifest, Machine, read_engine_manife
 from vimdeploy.engine.translate import runtime_error
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
 from vimdeploy.files import sha256_file
+from vimdeploy.manifest import PLAN_SUFFIXES
 
 _UNBOUNDED = 1 << 16
 
@@ -207,7 +208,7 @@ def load(path: str | Path, **options: Any) -> Face:
             start = file.read(8)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}", hint="Check the path.") from error
-    if start[:4] in _PLAN_MAGIC or path.suffix in (".engine", ".plan", ".trt"):
+    if start[:4] in _PLAN_MAGIC or path.suffix in PLAN_SUFFIXES:
         return Session(path, **options)
     if start[:1] == b"\x08" or path.suffix == ".onnx":
         return OnnxSession(path, **options)

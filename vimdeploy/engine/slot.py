@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -45,8 +45,7 @@ class Buffer:
     nbytes: int
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """Where an output has to go: ``address`` of host or device memory for the rows of this chunk."""
 
     address: int

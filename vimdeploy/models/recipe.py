@@ -50,11 +50,22 @@ class Classes(_Strict):
     """The names themselves, or the stem of a file in ``export/classes`` with one name per line."""
 
     def labels(self) -> tuple[str, ...] | None:
-        """Return one name per class, or None where the names are not known."""
-        if not isinstance(self.names, str):
-            return self.names
-        lines = (recipe_folder() / "classes" / f"{self.names}.txt").read_text(encoding="utf-8").splitlines()
-        return tuple(lines)
+        """Return one name per class, or None where the names are not known.
+
+        Raises:
+            UsageError: the file of names is missing, or there are more or fewer names than classes.
+
+        """
+        names = self.names
+        if isinstance(names, str):
+            path = recipe_folder() / "classes" / f"{names}.txt"
+            try:
+                names = tuple(path.read_text(encoding="utf-8").splitlines())
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"{path}: the class names cannot be read ({error}).") from error
+        if names is not None and len(names) != self.count:
+            raise UsageError(f"There are {self.count} classes and {len(names)} class names.")
+        return names
 
 
 class Precision(_Strict):

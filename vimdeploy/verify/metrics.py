@@ -40,8 +40,9 @@ class Metrics:
         return not self.violations
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {**asdict(self), "passed": self.passed}
+        """Return plain values for JSON, which has no NaN and no infinity: such a value becomes None."""
+        values = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
+        return {**values, "passed": self.passed}
 
 
 def relative_rms(candidate: Array, reference: Array) -> float:

@@ -1,0 +1,255 @@
+"""Latency and throughput of a session: against ONNX Runtime, TensorRT's other Python runner, and its own overhead.
+
+    python benchmarks/engine.py                          # the digits model, on whatever this machine has
+    python benchmarks/engine.py --onnx vim.onnx --engine vim.engine
+
+Without a GPU the TensorRT rows say 'not measured'. The overhead row needs none: it is the time that Python takes from
+the call to the launch, on a device that does nothing. Results go to benchmarks/results/engine.json and engine.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vimdeploy
+from vimdeploy.engine.boundary import Tensor
+from vimdeploy.engine.cuda import CudaDevice, Device
+from vimdeploy.engine.device_session import DeviceSession
+from vimdeploy.engine.session import OnnxSession, Session
+from vimdeploy.errors import VimdeployError
+
+RESULTS = Path(__file__).parent / "results"
+DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "vim_digits.pth"
+BATCHES = (1, 8, 64)
+SECONDS = 1.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure sessions on this machine.")
+    parser.add_argument("--onnx", type=Path, help="exported model; default: the digits model, exported now")
+    parser.add_argument("--engine", type=Path, help="plan of the same model")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx = args.onnx or export_digits(Path(folder))
+        rows = [*overhead(), *onnx_runtime(onnx), *tensorrt(args.engine)]
+    results = {"machine": machine(), "model": onnx.name, "rows": rows}
+    (args.out / "engine.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / "engine.md").write_text(table(results))
+    print(table(results))
+
+
+def export_digits(folder: Path) -> Path:
+    from vimdeploy import pipeline
+    from vimdeploy.models.load import ModelRequest
+
+    path = folder / "digits.onnx"
+    pipeline.export(DIGITS, path, ModelRequest(), pipeline.ExportRequest(verify=False), lambda _: lambda *_: None)
+    return path
+
+
+def machine() -> dict[str, Any]:
+    try:
+        gpu = CudaDevice().facts()[0]
+    except VimdeployError:
+        gpu = None
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "onnxruntime": version("onnxruntime"),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def measure(call: Callable[[], Any], images: int, seconds: float = SECONDS) -> dict[str, float]:
+    """Return percentiles of the latency in microseconds, and images per second."""
+    for _ in range(5):
+        call()
+    times = []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(times) < 10:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    p50, p90, p99 = (float(np.percentile(times, q)) * 1e6 for q in (50, 90, 99))
+    return {
+        "p50_us": p50,
+        "p90_us": p90,
+        "p99_us": p99,
+        "images_per_s": images / float(np.median(times)),
+        "n": len(times),
+    }
+
+
+class NullDevice(Device):
+    """A device that does nothing, at once: what is left is Python's own time."""
+
+    def __init__(self) -> None:
+        self._memory: list[Any] = []
+
+    def allocate_host(self, nbytes: int) -> int:
+        self._memory.append(np.zeros(nbytes, np.uint8))
+        return int(self._memory[-1].ctypes.data)
+
+    def allocate(self, nbytes: int, stream: int) -> int:
+        return self.allocate_host(nbytes)
+
+    def capture(self, stream: int, launch: Callable[[], None]) -> Any:
+        return 1
+
+    def create_stream(self) -> int:
+        return 1
+
+    def create_event(self) -> int:
+        return 1
+
+    def is_done(self, event: int) -> bool:
+        return True
+
+    def nothing(self, *_: Any) -> None:
+        pass
+
+    destroy_stream = free = free_host = copy = launch = release = destroy_event = record = wait = order = nothing
+
+
+class NullContext:
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        return True
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (1, 10)
+
+    def bind(self, name: str, address: int) -> bool:
+        return True
+
+    def enqueue(self, stream: int) -> bool:
+        return True
+
+
+class OnDevice:
+    """An array that says it is in device memory."""
+
+    def __init__(self, array: np.ndarray, address: int | None = None) -> None:
+        self._array = array
+        data = (array.ctypes.data if address is None else address, False)
+        self.__cuda_array_interface__ = {"shape": array.shape, "typestr": "<f4", "data": data, "version": 3}
+
+
+def overhead() -> list[dict[str, Any]]:
+    """Time from the call to the launch of a captured graph, for a batch of one."""
+    tensors = [Tensor("images", "float32", (-1, 3, 32, 32), True), Tensor("logits", "float32", (-1, 10), False)]
+    profile = {"images": ((1, 3, 32, 32), (8, 3, 32, 32), (64, 3, 32, 32))}
+    x, y = np.zeros((1, 3, 32, 32), np.float32), np.zeros((1, 10), np.float32)
+    rows = []
+    with DeviceSession(NullContext, NullDevice(), tensors, profile) as session:
+        cases: dict[str, Callable[[], Any]] = {
+            "host to host": lambda: session.submit({"images": x}, {"logits": y}).result(),
+            "device to device": lambda: session.submit({"images": device_x}, {"logits": device_y}).result(),
+        }
+        device_x, device_y = OnDevice(x), OnDevice(y)
+        for name, call in cases.items():
+            rows.append(row("Session's own overhead", f"{name}, graph", 1, call))
+    return rows
+
+
+def row(what: str, how: str, batch: int, call: Callable[[], Any]) -> dict[str, Any]:
+    return {"what": what, "how": how, "batch": batch, **measure(call, batch)}
+
+
+def onnx_runtime(path: Path) -> list[dict[str, Any]]:
+    import onnxruntime as ort
+
+    rows = []
+    raw = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with OnnxSession(path) as session:
+        name = session.inputs[0].name
+        for batch in BATCHES:
+            x = images(session.inputs[0], batch)
+            rows.append(row("ONNX Runtime", "InferenceSession.run", batch, partial(raw.run, None, {name: x})))
+            rows.append(row("ONNX Runtime", "OnnxSession", batch, partial(session, x)))
+    return rows
+
+
+def tensorrt(engine: Path | None) -> list[dict[str, Any]]:
+    try:
+        device = CudaDevice()
+        if engine is None:
+            raise VimdeployError("no plan was given (--engine)")
+        sessions = {f"graph {'on' if g else 'off'}": Session(engine, graphs=g) for g in (8, 0)}
+    except VimdeployError as error:
+        return [{"what": "TensorRT", "how": f"not measured: {error.message}", "batch": "-"}]
+    rows = []
+    for how, session in sessions.items():
+        for batch in sorted({1, *(b for b in BATCHES if b <= session.largest_batch), session.largest_batch}):
+            x = images(session.inputs[0], batch)
+            feeds = {session.inputs[0].name: resident(device, x)}
+            rows.append(row("Session", f"{how}, host to host", batch, partial(session, x)))
+            rows.append(row("Session", f"{how}, device to device", batch, partial(session.run, feeds)))
+        session.close()
+    return rows + polygraphy(engine)
+
+
+def polygraphy(engine: Path) -> list[dict[str, Any]]:
+    try:
+        from polygraphy.backend.common import BytesFromPath
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+    except ImportError:
+        return [{"what": "polygraphy TrtRunner", "how": "not measured: not installed", "batch": "-"}]
+    with vimdeploy.load(engine) as session:
+        tensor, largest = session.inputs[0], session.largest_batch
+    rows = []
+    with TrtRunner(EngineFromBytes(BytesFromPath(str(engine)))) as runner:
+        for batch in (b for b in BATCHES if b <= largest):
+            feeds = {tensor.name: images(tensor, batch)}
+            rows.append(row("polygraphy TrtRunner", "host to host", batch, partial(runner.infer, feeds)))
+    return rows
+
+
+def resident(device: CudaDevice, x: np.ndarray) -> Any:
+    """Return a copy of ``x`` in device memory."""
+    stream = device.create_stream()
+    address = device.allocate(x.nbytes, stream)
+    device.copy(address, x.ctypes.data, x.nbytes, stream)
+    event = device.create_event()
+    device.record(event, stream)
+    device.wait(event)
+    return OnDevice(x, address)
+
+
+def images(tensor: Tensor, batch: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(batch, *tensor.shape[1:])).astype(tensor.dtype)
+
+
+def table(results: dict[str, Any]) -> str:
+    m = results["machine"]
+    lines = [
+        f"# Sessions on {m['gpu'] or 'a machine without GPU'} ({m['cores']} cores, load {m['load_average']:.1f})",
+        "",
+        f"Model: {results['model']}. Microseconds per call.",
+        "",
+        "| what | how | batch | p50 | p90 | p99 | images/s |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in results["rows"]:
+        numbers = [f"{row[k]:.1f}" if k in row else "" for k in ("p50_us", "p90_us", "p99_us", "images_per_s")]
+        lines.append(f"| {row['what']} | {row['how']} | {row['batch']} | {' | '.join(numbers)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
