@@ -277,7 +277,7 @@ def bad_checkpoint(folder, kind):
     elif kind == "pickle bomb":
         path.write_bytes(pickle.dumps(Bomb(folder / "executed")))
     elif kind == "other architecture":
-        torch.save({f"blocks.{i}.attn.qkv.weight": torch.ones(2, 2) for i in range(12)}, path)
+        torch.save({f"stages.{i}.conv.weight": torch.ones(2, 2) for i in range(12)}, path)
     elif kind == "nan":
         state["layers.1.mixer.D"][3] = float("nan")
         torch.save(state, path)
@@ -300,7 +300,7 @@ def bad_checkpoint(folder, kind):
         ("folder", ["is a folder"]),
         ("bomb", ["would execute code", "system", "nothing was executed"]),
         ("pickle bomb", ["would execute code", "system", "nothing was executed"]),
-        ("other architecture", ["blocks.*.attn.qkv.weight (12x)"]),
+        ("other architecture", ["stages.*.conv.weight (12x)"]),
         ("nan", ["layers.1.mixer.D", "--weights ema"]),
         ("no patch embedding", ["patch_embed.proj.weight"]),
         ("15 patches", ["15 patches", "img_size"]),

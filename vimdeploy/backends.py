@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,6 +33,12 @@ class Backend(Protocol):
     def run(self, images: Array) -> dict[str, Array]:
         """Map (B, C, H, W) float32 images to the outputs by name, the task's first."""
         ...
+
+
+def joined(outputs: Mapping[str, Array]) -> Array:
+    """Return one array per batch: the only output, or all of them flattened behind each other, (B, values)."""
+    arrays = list(outputs.values())
+    return arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(len(a), -1) for a in arrays], axis=1)
 
 
 class TorchBackend:

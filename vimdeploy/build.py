@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy import __version__
-from vimdeploy.backends import OnnxBackend, SessionBackend, read_onnx
+from vimdeploy.backends import OnnxBackend, SessionBackend, joined, read_onnx
 from vimdeploy.convert import ConvertRequest, convert_in_memory
 from vimdeploy.engine import build as engine_build
 from vimdeploy.engine import plugin as plugins
@@ -281,8 +281,8 @@ def _parity(
         batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
         images = synthetic_images(min(batch, 8), manifest.preprocessing)
         with Session(path, graphs=0, plugin=request.options.plugin) as session:
-            candidate = next(iter(SessionBackend(session).run(images).values()))
-        reference = next(iter(OnnxBackend(model).run(images).values()))
+            candidate = joined(SessionBackend(session).run(images))
+        reference = joined(OnnxBackend(model).run(images))
     contract: ParityContract = getattr(manifest.contract, sidecar.precision)
     metrics = compare(candidate, reference, contract, classes=manifest.model.task == "classify")
     if not metrics.passed:

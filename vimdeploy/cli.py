@@ -40,6 +40,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_LARGEST_SIDE = 16384
+"""A million tokens at patch 16, beyond what any machine runs; larger numbers are slips."""
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -358,7 +361,7 @@ def _choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
 
 
 def _positive(option: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
         raise UsageError(f"{option} {text}: must be a positive number or dynamic.")
     return int(text)
 
@@ -367,6 +370,8 @@ def _parse_size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--img-size {text}: must be N or HxW, in pixels.", hint="For example --img-size 384x640.")
+    if max(map(int, parts)) > _LARGEST_SIDE:
+        raise UsageError(f"--img-size {text}: a side has at most {_LARGEST_SIDE} pixels.")
     return int(parts[0]), int(parts[-1])
 
 

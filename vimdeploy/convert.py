@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vimdeploy.backends import OnnxBackend, read_onnx
+from vimdeploy.backends import OnnxBackend, joined, read_onnx
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.files import check_writable, sha256_bytes, write_all
 from vimdeploy.graph.check import check_model
@@ -112,7 +112,7 @@ def _compare(
     reference, candidate = OnnxBackend(model), OnnxBackend(emulate(result))
     images = np.resize(images, (-(-len(images) // batch) * batch, *images.shape[1:]))
     parts = [images[i : i + batch] for i in range(0, len(images), batch)]
-    a, b = (np.concatenate([next(iter(backend.run(p).values())) for p in parts]) for backend in (candidate, reference))
+    a, b = (np.concatenate([joined(backend.run(p)) for p in parts]) for backend in (candidate, reference))
     contract: ParityContract = getattr(manifest.contract, precision)
     return compare(a, b, contract, classes=manifest.model.task == "classify")
 

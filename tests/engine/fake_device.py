@@ -79,7 +79,9 @@ class FakeDevice(Device):
         if not self.capturable:
             raise CaptureError("not this engine")
         before = len(self.streams[stream])
+        self.capturing = stream
         launch()
+        self.capturing = None
         graph = self.streams[stream][before:]
         del self.streams[stream][before:]
         self._count("capture")
@@ -135,7 +137,7 @@ class FakeContext:
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
-        return shape[0] <= self.largest
+        return 2 <= shape[0] <= self.largest
 
     def shape(self, name: str) -> tuple[int, ...]:
         return (self.shapes["images"][0], 4)
@@ -151,7 +153,10 @@ class FakeContext:
             self.device._count("enqueue")
             self.device._count(f"rows {shape[0]}")
 
+            captured = self.device.capturing is not None
+
             def work() -> None:
+                assert not captured or self.shapes["images"] == shape, "a graph of a context that was reshaped since"
                 images = at(source, shape)
                 at(target, (shape[0], 4))[:] = expected(images)
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vimdeploy.engine import arrays
 from vimdeploy.engine.arrays import view
 from vimdeploy.engine.batching import nearest, split
 from vimdeploy.errors import UsageError
@@ -36,6 +37,28 @@ def test_the_view_keeps_the_memory_alive() -> None:
     seen = view("x", torch.full((1000,), 7.0))
     values = np.ctypeslib.as_array((ctypes.c_float * 1000).from_address(seen.address))
     np.testing.assert_array_equal(values, 7.0)
+
+
+def test_a_producer_may_state_a_byte_offset() -> None:
+    memory = (ctypes.c_float * 8)(*range(8))
+    shape = (ctypes.c_int64 * 1)(4)
+    tensor = arrays._Tensor(
+        ctypes.addressof(memory), arrays._Device(arrays.CPU, 0), 1, arrays._DataType(2, 32, 1), shape, None, 12
+    )
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype = ctypes.py_object
+    new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+
+    class Producer:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return arrays.CPU, 0
+
+        def __dlpack__(self) -> object:
+            return new(ctypes.addressof(tensor), b"dltensor", None)
+
+    seen = view("x", Producer())
+    assert (seen.shape, seen.dtype, seen.contiguous) == ((4,), "float32", True)
+    assert list((ctypes.c_float * 4).from_address(seen.address)) == [3.0, 4.0, 5.0, 6.0]
 
 
 def test_what_is_no_array_is_refused_by_name() -> None:

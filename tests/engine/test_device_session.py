@@ -134,6 +134,20 @@ def test_a_result_nobody_asks_for_gives_its_context_back() -> None:
         np.testing.assert_array_equal(s(images(2)), expected(images(2)))
 
 
+def test_a_result_may_be_asked_for_after_closing() -> None:
+    device = FakeDevice()
+    with session(device) as s:
+        pending = s.submit({"images": images(3)})
+    np.testing.assert_array_equal(pending.result()["logits"], expected(images(3)))
+
+
+def test_closing_waits_for_a_result_nobody_asked_for() -> None:
+    device = FakeDevice()
+    with session(device) as s:
+        s.submit({"images": images(3)})
+    assert not device.memory
+
+
 @pytest.mark.parametrize("contexts", [1, 3])
 def test_threads_share_a_session(contexts: int) -> None:
     device = FakeDevice()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from exports import export
+from exports import cli, export
 from onnx import numpy_helper
 
 from vimdeploy.backends import OnnxBackend, SessionBackend, TorchBackend
@@ -204,12 +201,6 @@ def test_a_converted_file_is_verified_by_its_own_contract(digits: Path, tmp_path
     assert verified.report.contract == read_manifest(digits).contract.fp16
     with pytest.raises(UsageError, match="the ladder starts from float32"):
         verify_ladder(half, (), VerifyRequest(), "fp16", stage)
-
-
-def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vimdeploy.cli", *arguments]
-    env = {**os.environ, "COLUMNS": "220"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
 def test_the_command_ends_with_one_line_and_the_right_exit_code(digits: Path, tmp_path: Path) -> None:

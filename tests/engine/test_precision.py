@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from exports import DATA, relative_rms
+from exports import DATA, cli, relative_rms
 from onnx import helper, numpy_helper
 
 from vimdeploy.backends import OnnxBackend
@@ -255,3 +255,31 @@ def test_control_flow_in_the_main_graph_is_refused(tiny_model: onnx.ModelProto) 
     assert Counter(n.op_type for n in inlined.graph.node)["Scan"]
     with pytest.raises(UsageError, match="control flow"):
         lower(ir.from_proto(inlined), FP16)
+
+
+def test_the_command_converts_and_names_what_it_keeps(tiny: Path, tmp_path: Path) -> None:
+    source = tmp_path / "vim.onnx"
+    for suffix in ("", ".json"):
+        (tmp_path / f"vim.onnx{suffix}").write_bytes(tiny.with_name(f"vim.onnx{suffix}").read_bytes())
+    done = cli("convert", str(source), "--bf16", "--keep", "node_linear", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["onnx"] == str(tmp_path / "vim.bf16.onnx")
+    assert facts["metrics"]["passed"]
+    assert facts["casts"] == convert_model(onnx.load(tiny), BF16, Policy(keep=("node_linear",)))[1].casts
+    for arguments, message in (
+        (["--fp16", "--bf16"], "--fp16 and --bf16 exclude each other"),
+        (["--io-dtype", "fp8"], "--io-dtype fp8: must be fp32"),
+        (["--keep", "nothing*"], "no node is named like 'nothing*'"),
+        (["-o", str(tmp_path / "absent" / "x.onnx")], "its folder does not exist"),
+    ):
+        refused = cli("convert", str(source), *arguments)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "vim.bf16.onnx",
+        "vim.bf16.onnx.json",
+        "vim.onnx",
+        "vim.onnx.json",
+    ]

@@ -256,6 +256,31 @@ def test_a_checkpoint_without_one_of_its_weights_is_refused(tmp_path, key):
     assert "odd.pth" in caught.value.message
 
 
+@pytest.mark.parametrize("number", [3, 99_999_999_999])
+def test_a_gap_between_the_layers_is_refused_before_a_model_is_built(number):
+    found = checkpoint()
+    found.state[f"layers.{number}.norm.weight"] = torch.ones(32)
+    with pytest.raises(CheckpointError, match=r"model\.pth: layer 2 is missing"):
+        recognise(found)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("layers.0.mixer.A_log", (64,)),
+        ("patch_embed.proj.weight", (32,)),
+        ("patch_embed.proj.weight", (0, 3, 16, 16)),
+        ("pos_embed", (17, 32)),
+        ("pos_embed", (1, 0, 32)),
+    ],
+)
+def test_weights_of_a_shape_that_no_vim_has_are_refused_by_name(key, shape):
+    found = checkpoint()
+    found.state[key] = torch.ones(shape)
+    with pytest.raises(CheckpointError, match=f"{key} has shape"):
+        recognise(found)
+
+
 # Recipes
 
 

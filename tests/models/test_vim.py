@@ -204,6 +204,8 @@ def test_what_the_official_code_crashes_on_or_draws_at_random_is_refused_with_th
         ({"stride": 0}, "stride"),
         ({"ssm_cfg": 3}, "ssm_cfg"),
         ({"num_classes": -1}, "num_classes"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon"),
+        ({"norm_epsilon": math.nan}, "norm_epsilon"),
     ],
 )
 def test_arguments_that_do_not_exist_or_fit_are_refused_by_name(arguments, words):

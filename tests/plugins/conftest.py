@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from native import architectures, locked, needed, run
+from native import architectures, build_folder, locked, needed, run
 
 from vimdeploy.engine.plugin_build import build_plugin
 from vimdeploy.native import cache_folder, plugin_sources
@@ -48,7 +48,7 @@ def host_build(tensorrt_include: Path) -> Path:
     cmake = needed("cmake", "cmake")
     needed("g++", "g++")
     generator = "Ninja" if shutil.which("ninja") else "Unix Makefiles"
-    folder = cache_folder().parent / "host-tests"
+    folder = build_folder("host-tests")
     with locked(folder):
         run(
             *(cmake, "-S", plugin_sources(), "-B", folder, "-G", generator),

@@ -7,6 +7,7 @@ have them fails and names them.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from vimdeploy.engine.toolchain import find_nvcc, parse_architectures
+from vimdeploy.native import cache_folder, plugin_sources
 
 
 @contextmanager
@@ -44,6 +46,12 @@ def run(*command: object, timeout: float = 900, **environment: str) -> subproces
     )
     assert result.returncode == 0, f"{' '.join(words)}\n{result.stdout[-8000:]}\n{result.stderr[-8000:]}"
     return result
+
+
+def build_folder(name: str) -> Path:
+    """Return the folder of a CMake build of these sources: it is bound to their path, so checkouts have their own."""
+    place = hashlib.sha256(str(plugin_sources()).encode()).hexdigest()[:8]
+    return cache_folder().parent / f"{name}-{place}"
 
 
 def architectures() -> tuple[int, ...]:

@@ -10,11 +10,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native import locked, needed, run
+from native import build_folder, locked, needed, run
 
 from vimdeploy.engine.plugin import read_info
 from vimdeploy.engine.toolchain import ARCHITECTURES, find_nvcc
-from vimdeploy.native import KERNELS, PLUGIN, PRELOAD, cache_folder, plugin_sources, source_hash
+from vimdeploy.native import KERNELS, PLUGIN, PRELOAD, plugin_sources, source_hash
 
 
 def configure(folder: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -81,7 +81,7 @@ def test_presets_are_valid(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def built(tensorrt_include: Path) -> Path:
     """The three libraries for one architecture: warnings are errors in both compilers."""
-    folder = cache_folder().parent / "cmake-build"
+    folder = build_folder("cmake-build")
     with locked(folder):
         result = configure(folder, "-DCMAKE_CUDA_ARCHITECTURES=90-real", f"-DTENSORRT_INCLUDE_DIR={tensorrt_include}")
         assert result.returncode == 0, result.stderr

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -19,7 +21,7 @@ from vimdeploy.engine.batching import split
 from vimdeploy.engine.boundary import Profile, Tensor
 from vimdeploy.engine.cuda import Device
 from vimdeploy.engine.slot import Context, Output, Slot, row_bytes
-from vimdeploy.errors import UsageError
+from vimdeploy.errors import UsageError, VimdeployError
 
 Arrays = Mapping[str, Any]
 
@@ -239,6 +241,7 @@ class DeviceSession(Face):
         for slot in self._slots:
             self._pool.put(slot)
         self._closed = False
+        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
 
     def submit(self, inputs: Arrays, out: Arrays | None = None) -> Job:
         """Start a batch and return a handle; blocks only while every context is busy. See :meth:`run`."""
@@ -270,13 +273,17 @@ class DeviceSession(Face):
             return arrays
 
         job.finish_with(finish)
+        self._jobs.add(job)
         return job
 
     def close(self) -> None:
-        """Wait for every call under way and give all memory back."""
+        """Wait for every call under way, whose results stay readable, and give all memory back."""
         if self._closed:
             return
         self._closed = True
+        for job in list(self._jobs):
+            with suppress(VimdeployError):  # told again to whoever asks for the result
+                job.result()
         for _ in self._slots:
             self._pool.get().close()
 

@@ -25,6 +25,8 @@ from vimdeploy.errors import CheckpointError
 from vimdeploy.files import sha256_file
 
 _WEIGHTS = {"model": ("model", "state_dict", "model_state_dict", "module"), "ema": ("model_ema", "state_dict_ema")}
+_PROTOCOL_4 = range(140, 151)
+"""Operands that pickle protocols 4 and 5 added."""
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """Added to every key by DistributedDataParallel and torch.compile."""
 
@@ -82,13 +84,15 @@ def read_checkpoint(path: Path, weights: str = "model") -> Checkpoint:
 
 
 def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file.", hint="Check the path of the checkpoint.")
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder, not a checkpoint.", hint="Name the .pth file inside it.")
     try:
         size = path.stat().st_size
         path.open("rb").close()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file.", hint="Check the path of the checkpoint.") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(
+            f"{path}: is a folder, not a checkpoint.", hint="Name the .pth file inside it."
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
     if size == 0:
@@ -135,6 +139,12 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"{path}: loading it would execute code (it calls {name}); nothing was executed.",
             hint="If you trust its author, load it with torch in a sandbox and save model.state_dict() alone.",
+        )
+    operand = re.search(r"Unsupported operand (\d+)", str(error))
+    if operand and int(operand[1]) in _PROTOCOL_4:
+        return CheckpointError(
+            f"{path}: was pickled with a protocol that cannot be read safely (operand {operand[1]}), or is damaged.",
+            hint="Save it again with torch.save(...) and its default pickle_protocol.",
         )
     return CheckpointError(
         f"{path}: is truncated, damaged or not a PyTorch checkpoint.",
@@ -194,6 +204,8 @@ def _tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
             f"{path}: holds no weights (its entries: {keys}).",
             hint="Save model.state_dict(), or {'model': model.state_dict()}.",
         )
+    if sparse := [key for key, value in state.items() if value.layout != torch.strided]:
+        raise CheckpointError(f"{path}: {sparse[0]} is sparse.", hint="Save it with .to_dense().")
     return state
 
 

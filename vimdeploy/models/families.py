@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vimdeploy.errors import CheckpointError, ModelError, UsageError, nearest
 from vimdeploy.models.checkpoint import Checkpoint
-from vimdeploy.models.deit import Deit, DeitConfig, adapt_deit_state, load_deit, read_deit_arguments
+from vimdeploy.models.deit import Deit, DeitConfig, adapt_deit_state, common_name, load_deit, read_deit_arguments
 from vimdeploy.models.deit import facts_from_shapes as deit_facts
 from vimdeploy.models.recipe import Recipe, recipes
 from vimdeploy.models.recognise import (
@@ -125,6 +125,7 @@ def recognise(
     if family == "deit":
         if dense:
             raise UsageError(f"{checkpoint.path}: is a DeiT, a baseline for classification; it has no dense form here.")
+        _check_deit(checkpoint)
         checkpoint = replace(checkpoint, state=adapt_deit_state(checkpoint.state, str(checkpoint.path)))
         return checkpoint, _recognise_deit(checkpoint, model_args, recipe)
     wanted = dense or whole or any(name in model_args for name in DENSE_ARGUMENTS)
@@ -155,6 +156,18 @@ def tell_family(checkpoint: Checkpoint) -> str:
         f"{summarise_keys(list(checkpoint.state))}.",
         hint="vimdeploy exports checkpoints trained with the official code, with its key names.",
     )
+
+
+def _check_deit(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError unless the weights are all of a DeiT's: many transformers name their layers alike."""
+    names = {common_name(key) for key in checkpoint.state}
+    needed = ("patch_embed.proj.weight", "pos_embed", "cls_token", "head.weight", "blocks.0.mlp.fc1.weight")
+    if missing := [name for name in needed if name not in names]:
+        raise CheckpointError(
+            f"{checkpoint.path}: is not a DeiT: {', '.join(missing)} missing; it has "
+            f"{summarise_keys(list(checkpoint.state))}.",
+            hint="vimdeploy exports Vision Mamba, VMamba and, to measure against, the DeiT classifiers.",
+        )
 
 
 def _recognise_deit(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe: Recipe | None) -> Recognised:

@@ -100,13 +100,18 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
             f"{summarise_keys(list(shapes))}.",
             hint="vimdeploy exports checkpoints trained with the official Vim code, with its key names.",
         )
+    ranks = {"patch_embed.proj.weight": 4, "pos_embed": 3}
+    ranks |= {first + k: n for k, n in (("A_log", 2), ("dt_proj.weight", 2), ("conv1d.weight", 3))}
+    for key, rank in ranks.items():
+        if key in shapes and (len(shapes[key]) != rank or 0 in shapes[key]):
+            raise CheckpointError(f"{checkpoint.path}: {key} has shape {shapes[key]}: no Vision Mamba has that.")
     embed_dim, channels, *patch = shapes["patch_embed.proj.weight"]
     d_inner, d_state = shapes[first + "A_log"]
     facts: dict[str, Any] = {
         "embed_dim": embed_dim,
         "channels": channels,
         "patch_size": tuple(patch),
-        "depth": 1 + max(int(m[1]) for key in shapes if (m := re.match(r"layers\.(\d+)\.", key))),
+        "depth": _depth(checkpoint, shapes),
         "d_state": d_state,
         "expand": ratio_of(d_inner, embed_dim),
         "dt_rank": shapes[first + "dt_proj.weight"][1],
@@ -130,6 +135,17 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
     else:
         facts["init_layer_scale"] = 1.0  # its trained values are in the weights
     return facts
+
+
+def _depth(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the number of layers; a gap in their numbers is refused before a model of that depth is built."""
+    numbers = {int(m[1]) for key in shapes if (m := re.match(r"layers\.(\d+)\.", key))}
+    if missing := [i for i in range(len(numbers)) if i not in numbers]:
+        raise CheckpointError(
+            f"{checkpoint.path}: layer {missing[0]} is missing; it has layers up to {max(numbers)}.",
+            hint="Save the whole model's state_dict().",
+        )
+    return len(numbers)
 
 
 def summarise_keys(keys: list[str], most: int = 10) -> str:

@@ -218,6 +218,8 @@ def _check_values(config: VimConfig) -> None:
     for name in ("stride", "embed_dim", "d_state", "channels", "d_conv", "dt_rank", "pt_hw_seq_len"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} must be at least 1, not {getattr(config, name)}.")
+    if not 0 < config.norm_epsilon < math.inf:
+        raise UsageError(f"norm_epsilon must be a positive number, not {config.norm_epsilon}.")
     if config.depth < 0 or config.num_classes < 0 or config.d_inner < 1:
         raise UsageError(
             f"depth {config.depth}, num_classes {config.num_classes} and expand {config.expand} must not be negative."

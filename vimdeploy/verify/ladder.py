@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from vimdeploy.backends import Backend
+from vimdeploy.backends import Backend, joined
 from vimdeploy.errors import MissingDependencyError
 from vimdeploy.models.recipe import Parity, ParityContract
 from vimdeploy.verify.metrics import Metrics, compare
@@ -136,5 +136,5 @@ def _run(backend: Backend, images: Array, batch: int | None) -> Array:
         part = images[start : start + size]
         short = size - len(part) if batch else 0
         filled = np.concatenate([part, np.repeat(part[-1:], short, axis=0)]) if short else part
-        parts.append(next(iter(backend.run(filled).values()))[: len(part)])
+        parts.append(joined(backend.run(filled))[: len(part)])
     return np.concatenate(parts)
