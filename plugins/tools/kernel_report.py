@@ -4,7 +4,7 @@
 
 ptxas tells registers and local memory (`nvcc --resource-usage`); nvdisasm (on PATH, or the wheel
 `nvidia-cuda-nvdisasm`) tells the instructions. The inner loop is the innermost one with the most `MUFU.EX2`: in it
-every such instruction is one decay, that is one (token, channel, state) element, and every other instruction is an issue
+every such instruction is one decay, that is one (token, channel, state) element, and each other instruction is an issue
 slot shared among them (with one state per thread the loop is no longer than what surrounds it, and is not counted).
 Exit status 1: a hot variant spills, or the 16-state variant needs more than --max-slots.
 """
