@@ -4,8 +4,9 @@
 
 ptxas tells registers and local memory (`nvcc --resource-usage`); nvdisasm (on PATH, or the wheel
 `nvidia-cuda-nvdisasm`) tells the instructions. The inner loop is the innermost one with the most `MUFU.EX2`: in it
-every such instruction is one decay, that is one (token, channel, state) element, and every other instruction is an
-issue slot shared among them. Exit status 1: a hot variant spills, or the 16-state variant needs more than --max-slots.
+every such instruction is one decay, that is one (token, channel, state) element, and each other instruction is an issue
+slot shared among them (with one state per thread the loop is no longer than what surrounds it, and is not counted).
+Exit status 1: a hot variant spills, or the 16-state variant needs more than --max-slots.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def count_slots(kernels: list[Kernel], cubin: Path, nvdisasm: str) -> None:
         loop = max(loops, key=lambda ln: sum("MUFU.EX2" in x for x in ln), default=[])
         elements = sum("MUFU.EX2" in line for line in loop)
         for kernel in kernels:
-            if elements and (kernel.states, kernel.states_per_thread, kernel.states_only) == variant:
+            matches = (kernel.states, kernel.states_per_thread, kernel.states_only) == variant
+            if elements and matches and kernel.states_per_thread > 1:
                 kernel.loop_instructions, kernel.loop_elements = len(loop), elements
                 kernel.slots = round(len(loop) / elements, 2)
 

@@ -28,22 +28,23 @@ def tool() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_89", "sm_90"])
-@pytest.mark.parametrize("type_name", ["float32", "float16", "bfloat16"])
+# The oldest and the newest everyday architectures and, for all types, the one the slots are stated for. All eight:
+# python plugins/tools/kernel_report.py --arch sm_75 --arch sm_80 ...
+COMPILED = [("sm_75", "float16"), ("sm_89", "bfloat16"), ("sm_90", "float32"), ("sm_90", "float16")]
+
+
+@pytest.mark.parametrize(("arch", "type_name"), COMPILED)
 def test_no_hot_variant_spills_and_the_inner_loop_is_lean(tool: ModuleType, arch: str, type_name: str) -> None:
     kernels = tool.report([type_name], [arch], tool.find_nvdisasm())
     assert len(kernels) == 11, "a variant is missing from the report"
     assert tool.complaints(kernels, MAX_SLOTS) == []
     assert all(kernel.registers <= 128 for kernel in kernels), "four blocks no longer fit an SM"
-
-
-def test_the_inner_loop_is_found(tool: ModuleType) -> None:
-    """Or the bound on its length would hold of nothing."""
-    nvdisasm = tool.find_nvdisasm()
-    if nvdisasm is None:
-        pytest.skip("nvdisasm is not installed (pip install nvidia-cuda-nvdisasm): machine code cannot be read")
-    for kernel in tool.report(["float16"], ["sm_90"], nvdisasm):
-        if kernel.states >= 8:
+    if tool.find_nvdisasm() is None:
+        pytest.skip(
+            "spills were checked; nvdisasm is not installed (pip install nvidia-cuda-nvdisasm): no slots counted"
+        )
+    for kernel in kernels:  # the loop was found, or the bound on its length would hold of nothing
+        if kernel.states_per_thread > 1:
             assert kernel.loop_elements >= kernel.states_per_thread
             assert kernel.slots >= 4, f"{kernel.name}: fewer instructions than the recurrence has"
 

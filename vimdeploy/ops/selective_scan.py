@@ -23,6 +23,8 @@ from vimdeploy.ops.implementation import implementation
 from vimdeploy.ops.kernels import kernels_for
 from vimdeploy.ops.official import official_selective_scan
 
+_CHUNK_TOKENS = 8
+"""A batch is scanned in parts of so few samples that a chunk holds at least this many tokens."""
 _CHUNK_BYTES = 512 << 10
 """Bytes of state that one chunk of the vectorised scan holds: small enough that decay and state stay in the
 second-level cache, large enough that the per-call cost of the vectorised operations disappears."""
@@ -137,7 +139,11 @@ def selective_scan(
             for walk in zip(directions, column_major, strict=True)
         ]
         return official_selective_scan(u, x_dbl, A, D, dt_weight, dt_bias, z, orders, scale)
-    return _scan(u, x_dbl, A, D, dt_weight, dt_bias, z, directions, column_major, height, scale, in_place=True)
+    samples = max(1, _CHUNK_BYTES // (_CHUNK_TOKENS * A.numel() * 4))
+    gates = z.split(samples) if z is not None else [None] * len(u.split(samples, 1))  # type: ignore[no-untyped-call]
+    parts = zip(u.split(samples, 1), x_dbl.split(samples, 1), gates, strict=True)  # type: ignore[no-untyped-call]
+    walks = (directions, column_major, height)
+    return torch.cat([_scan(u, x, A, D, dt_weight, dt_bias, z, *walks, scale, in_place=True) for u, x, z in parts])
 
 
 @selective_scan.register_fake
