@@ -1,5 +1,6 @@
 """Exports are slow, so tests share them: one per model and options in a session."""
 
+import signal
 from functools import cache
 
 import onnx
@@ -7,6 +8,11 @@ import pytest
 from goldens import golden
 
 from vimdeploy.graph.export import export_onnx
+
+# A shell ignores SIGINT for what it starts in the background, and every child inherits that: the tests that press
+# Ctrl-C on commands would then test the shell.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @cache
