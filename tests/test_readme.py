@@ -1,5 +1,6 @@
 """Every command in the documentation runs."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -57,3 +58,17 @@ def test_the_python_example_runs_on_what_the_commands_made(checkout, monkeypatch
 def test_readme_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
+
+
+def test_the_speeds_are_those_of_the_committed_results():
+    results = json.loads((ROOT / "benchmarks" / "results" / "cpu.json").read_text())
+    rows = [m for m in results["measurements"] if (m["batch"], m["threads"]) == (1, 1)]
+    readme = (ROOT / "README.md").read_text()
+    for size in (224, 512, 1248):
+        loop, torch, ort = (
+            next(m for m in rows if (m["size"], m["backend"]) == (size, backend))
+            for backend in ("loop", "torch", "onnxruntime")
+        )
+        ratios = [f"{loop['cpu_seconds'] / other['cpu_seconds']:.1f}x" for other in (torch, ort)]
+        row = (str(size), f"{loop['tokens']:,}", f"{loop['cpu_seconds']:.2f} s", *ratios, f"{ort['peak_mib']:.0f} MiB")
+        assert f"| {' | '.join(row)} |" in readme
