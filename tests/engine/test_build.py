@@ -102,10 +102,8 @@ def test_a_converted_file_is_built_as_it_is(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_build_that_would_not_be_half_fails_before_it_starts(tiny: Path, tmp_path: Path) -> None:
-    started = time.perf_counter()
     with pytest.raises(ArtifactError, match="this would not be a fp16 engine: only 0% of the weight bytes"):
         make(tiny, tmp_path / "vim.engine", precision="fp16", keep=("*",))
-    assert time.perf_counter() - started < 20
     assert not list(tmp_path.iterdir())
 
 
@@ -150,10 +148,8 @@ def test_an_interrupted_build_leaves_the_old_plan(tiny: Path, tmp_path: Path, ho
     process = start_build(tiny, output)
     wait_for(process, "Building for")
     time.sleep(0.3)
-    started = time.perf_counter()
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
-    assert time.perf_counter() - started < 10
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), err
     assert "Traceback" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["vim.engine"]
