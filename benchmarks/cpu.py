@@ -266,6 +266,8 @@ def table(results: dict[str, Any]) -> str:
         f"{machine['onnxruntime']}, Python {machine['python']}; float32; load average {machine['load_before']} before "
         "the run. Written by `python benchmarks/cpu.py`.",
         "",
+        # What is not from that one run has to be said where its numbers stand.
+        *(line for note in results.get("notes", ()) for line in (f"- {note}", "")),
         "| pixels | export | CPU time | export and verify | file |",
         "|---:|---:|---:|---:|---:|",
     ]
