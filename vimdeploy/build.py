@@ -44,6 +44,8 @@ class BuildRequest:
     """``fp32``, ``fp16`` or ``bf16``; None takes what the file holds, else the recipe's."""
     keep: tuple[str, ...] = ()
     half_io: bool = False
+    max_error: float | None = None
+    """Relative RMS error that half precision may cost; None takes the recipe's contract."""
     timing_cache: Path | None = None
     """Folder of the timing cache; None keeps none."""
     verify: bool = True
@@ -201,7 +203,7 @@ def _in_precision(
         return model, held, []
     if wanted == "fp32":
         return model, "fp32", []
-    convert = ConvertRequest(wanted, request.keep, request.half_io, verify=request.verify)
+    convert = ConvertRequest(wanted, request.keep, request.half_io, verify=request.verify, max_error=request.max_error)
     converted = convert_in_memory(model, manifest, convert, source, say)
     return converted.model, wanted, [f"{k.node}: {k.reason}" for k in converted.report.kept]
 
@@ -284,6 +286,8 @@ def _parity(
             candidate = joined(SessionBackend(session).run(images))
         reference = joined(OnnxBackend(model).run(images))
     contract: ParityContract = getattr(manifest.contract, sidecar.precision)
+    if request.max_error is not None:
+        contract = contract.model_copy(update={"relative_rms": request.max_error})
     metrics = compare(candidate, reference, contract, classes=manifest.model.task == "classify")
     if not metrics.passed:
         raise VerificationError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Keep = Annotated[
     list[str] | None, typer.Option(help="Keep nodes of this name in float32; a pattern as *scan*; may be repeated.")
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Relative RMS error that half precision may cost; blocks that cost more stay float32. Default: the "
+        "recipe's contract.",
+    ),
 ]
 IoDtype = Annotated[str, typer.Option(help="Type of inputs and outputs: fp32 or the model's own half (fp16, bf16).")]
 
@@ -37,6 +45,7 @@ def convert(
     bf16: Annotated[bool, typer.Option("--bf16", help="Convert to BF16 at opset 22.")] = False,
     io_dtype: IoDtype = "fp32",
     keep: Keep = None,
+    max_error: MaxError = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with float32.")] = True,
     policy: Annotated[bool, typer.Option("--policy", help="Also print what goes down and what stays.")] = False,
     as_json: JsonFlag = False,
@@ -47,21 +56,21 @@ def convert(
 
     precision = _precision(fp32=False, fp16=fp16, bf16=bf16) or "fp16"
     target = output or model.with_suffix(f".{precision}.onnx")
-    request = ConvertRequest(precision, tuple(keep or ()), _half_io(io_dtype, precision), verify)
+    request = ConvertRequest(precision, tuple(keep or ()), _half_io(io_dtype, precision), verify, max_error)
     with progress("Converting"):
         made = run(model, target, request, lambda text: say(f"{text} ...", style="dim"))
     report = made.report
     if as_json:
-        facts = {"onnx": str(target), "casts": report.casts, "nodes": report.nodes}
+        facts: dict[str, Any] = {"onnx": str(target), "casts": report.casts, "nodes": report.nodes}
         kept = {k.node: k.reason for k in report.kept}
+        facts["kept_blocks"] = list(made.blocks)
         print_json({**facts, "kept_float32": kept, "metrics": made.metrics.to_dict() if made.metrics else None})
         return
     if policy:
         from vimdeploy.graph.precision import policy_table
 
         table("Policy", ("op", "inputs in half", "output", "why"), policy_table())
-    for kept_node in report.kept:
-        say(f"{kept_node.node} ({kept_node.op}) stays float32: {kept_node.reason}", label="note:")
+    _say_kept((f"{k.node} ({k.op})", k.reason) for k in report.kept)
     if made.metrics:
         m = made.metrics
         say(f"relative RMS {m.relative_rms:.2e}, cosine {m.cosine:.7f} against float32, over {m.samples} images")
@@ -77,6 +86,7 @@ def build_engine(
     fp32: Annotated[bool, typer.Option("--fp32", help="Float32; default is what the recipe says.")] = False,
     io_dtype: IoDtype = "fp32",
     keep: Keep = None,
+    max_error: MaxError = None,
     min_batch: Annotated[int | None, typer.Option(help="Smallest batch; default from the recipe.")] = None,
     opt_batch: Annotated[int | None, typer.Option(help="The batch to tune for.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Largest batch.")] = None,
@@ -126,7 +136,7 @@ def build_engine(
         strip_weights=strip_weights,
     )
     half_io = _half_io(io_dtype, precision)
-    request = BuildRequest(options, precision, tuple(keep or ()), half_io, timing_cache, verify)
+    request = BuildRequest(options, precision, tuple(keep or ()), half_io, max_error, timing_cache, verify)
     with progress("Building") as update:
         bar = _Bar(update)
         made = run(model, output or model.with_suffix(".engine"), request, _say_stage, bar)
@@ -243,8 +253,7 @@ def _say_stage(text: str) -> None:
 
 def _show_built(made: BuiltEngine) -> None:
     manifest, network = made.manifest, made.manifest.network
-    for node in manifest.kept_float32:
-        say(f"stays float32: {node}", label="note:")
+    _say_kept(entry.partition(": ")[::2] for entry in manifest.kept_float32)
     for note in made.notes:
         say(note, label="note:")
     from vimdeploy.build import show_profile
@@ -263,6 +272,16 @@ def _show_built(made: BuiltEngine) -> None:
         rows.append(("layers built", f"{i['layers']}, {i['fused_layers']} fused, {i['reformats']} reformats"))
     table("Engine", ("what", "value"), rows)
     say(f"wrote {made.path} ({manifest.plan_bytes / 1e6:.1f} MB) and {made.path}.json")
+
+
+def _say_kept(kept: Iterable[tuple[str, str]]) -> None:
+    """Say which nodes stay float32 and why; the nodes of a block have their reason in common."""
+    by_reason: dict[str, list[str]] = {}
+    for node, reason in kept:
+        by_reason.setdefault(reason, []).append(node)
+    for reason, nodes in by_reason.items():
+        who = f"{nodes[0]} stays" if len(nodes) == 1 else f"{len(nodes)} nodes stay"
+        say(f"{who} float32: {reason}", label="note:")
 
 
 def show_layers(layers: Sequence[Layer], inspector: dict[str, Any] | None) -> None:

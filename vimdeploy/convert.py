@@ -8,25 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from vimdeploy.backends import OnnxBackend, joined, read_onnx
+from vimdeploy.backends import read_onnx
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.files import check_writable, sha256_bytes, write_all
 from vimdeploy.graph.check import check_model
-from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import PRECISIONS, Policy, Report, convert_model
+from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model
 from vimdeploy.images import synthetic_images
 from vimdeploy.manifest import Manifest, manifest_path, read_manifest
 from vimdeploy.models.recipe import ParityContract
-from vimdeploy.verify.metrics import Metrics, compare
+from vimdeploy.verify.metrics import Metrics
 
 if TYPE_CHECKING:
     import onnx
 
 Say = Callable[[str], None]
-Images = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -38,6 +33,8 @@ class ConvertRequest:
     """Patterns of node names to keep in float32, beyond the recipe's."""
     half_io: bool = False
     verify: bool = True
+    max_error: float | None = None
+    """Relative RMS error that half precision may cost at the output; None takes the recipe's contract."""
     samples: int = 4
 
 
@@ -49,6 +46,8 @@ class Converted:
     report: Report
     metrics: Metrics | None
     """Against the float32 model in ONNX Runtime, every half-precision value rounded; None where it was left out."""
+    blocks: tuple[str, ...] = ()
+    """Blocks kept in float32 because the contract could not be kept otherwise."""
 
 
 def convert(path: Path, output: Path, request: ConvertRequest, say: Say) -> Converted:
@@ -74,47 +73,63 @@ def convert(path: Path, output: Path, request: ConvertRequest, say: Say) -> Conv
 def convert_in_memory(
     model: onnx.ModelProto, manifest: Manifest | None, request: ConvertRequest, source: str, say: Say
 ) -> Converted:
-    """Convert a model as ``build-engine``, ``verify`` and ``convert`` do; see :func:`convert`."""
+    """Convert a model as ``build-engine`` and ``convert`` do; see :func:`convert`."""
     if request.precision not in PRECISIONS:
         raise UsageError(f"There is no precision '{request.precision}'.", hint=nearest(request.precision, PRECISIONS))
     precision = PRECISIONS[request.precision]
-    images = None
-    ranges: dict[str, float] = {}
-    if manifest is not None and importlib.util.find_spec("onnxruntime"):
-        from vimdeploy.verify.ranges import measure
-
-        images = synthetic_images(request.samples, manifest.preprocessing)
-        say("Measuring activations on sample images")
-        ranges = dict(measure(model, images))
     policy = Policy(keep=(*(manifest.precision.keep_fp32 if manifest else ()), *request.keep))
-    say(f"Converting to {precision.name}")
-    result, report = convert_model(model, precision, policy, ranges=ranges, half_io=request.half_io)
-    check_model(result, source, allow_reversal=True)
-    metrics = None
-    if request.verify and images is not None and manifest is not None:
-        say("Comparing with float32 in ONNX Runtime")
-        metrics = _compare(model, result, precision.name, images, manifest)
-        if not metrics.passed:
-            raise VerificationError(
-                f"{source}: the {precision.name} model does not compute what the float32 model computes: "
-                f"{'; '.join(metrics.violations)}.",
-                hint="Keep nodes in float32 with --keep PATTERN, or take what was measured with --no-verify.",
+    if manifest is None or not importlib.util.find_spec("onnxruntime"):
+        if request.max_error is not None:
+            raise UsageError(
+                f"{source}: without {'its manifest' if manifest is None else 'onnxruntime'} no error can be measured.",
+                hint="Leave --max-error out." if manifest is None else "pip install 'vimdeploy[ort]'",
             )
-    return Converted(result, report, metrics)
+        say(f"Converting to {precision.name}")
+        result, report = convert_model(model, precision, policy, half_io=request.half_io)
+        check_model(result, source, allow_reversal=True)
+        return Converted(result, report, None)
+    return _measured(model, manifest, request, precision, policy, source, say)
 
 
-def _compare(
-    model: onnx.ModelProto, result: onnx.ModelProto, precision: str, images: Images, manifest: Manifest
-) -> Metrics:
-    """Compare a converted model, rounded as a GPU would, with the float32 one."""
-    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    batch = fixed or len(images)
-    reference, candidate = OnnxBackend(model), OnnxBackend(emulate(result))
-    images = np.resize(images, (-(-len(images) // batch) * batch, *images.shape[1:]))
-    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
-    a, b = (np.concatenate([joined(backend.run(p)) for p in parts]) for backend in (candidate, reference))
-    contract: ParityContract = getattr(manifest.contract, precision)
-    return compare(a, b, contract, classes=manifest.model.task == "classify")
+def _measured(
+    model: onnx.ModelProto,
+    manifest: Manifest,
+    request: ConvertRequest,
+    precision: Precision,
+    policy: Policy,
+    source: str,
+    say: Say,
+) -> Converted:
+    """Convert with what sample images show: values that do not fit, and blocks that cost too much."""
+    from vimdeploy.verify.ranges import measure
+    from vimdeploy.verify.sensitivity import Task, fit
+
+    images = synthetic_images(request.samples, manifest.preprocessing)
+    say("Measuring activations on sample images")
+    ranges = measure(model, images)
+    say(f"Converting to {precision.name}")
+    if not request.verify:
+        result, report = convert_model(model, precision, policy, ranges=ranges, half_io=request.half_io)
+        check_model(result, source, allow_reversal=True)
+        return Converted(result, report, None)
+    contract: ParityContract = getattr(manifest.contract, precision.name)
+    if request.max_error is not None:
+        contract = contract.model_copy(update={"relative_rms": request.max_error})
+    task = Task(model, images, contract, manifest.model.task == "classify", ranges, request.half_io)
+    fitted = fit(task, precision, policy, say=say)
+    check_model(fitted.model, source, allow_reversal=True)
+    if not fitted.metrics.passed:
+        raise VerificationError(
+            f"{source}: the {precision.name} model does not compute what the float32 model computes: "
+            f"{'; '.join(fitted.metrics.violations)}{_in_spite_of(fitted.kept)}.",
+            hint="Keep nodes in float32 with --keep PATTERN, allow more with --max-error, or take what was measured "
+            "with --no-verify.",
+        )
+    return Converted(fitted.model, fitted.report, fitted.metrics, fitted.kept)
+
+
+def _in_spite_of(blocks: tuple[str, ...]) -> str:
+    return f", even with {', '.join(blocks)} in float32" if blocks else ""
 
 
 def converted_manifest(manifest: Manifest, converted: Converted, content: bytes) -> Manifest:
@@ -128,6 +143,7 @@ def converted_manifest(manifest: Manifest, converted: Converted, content: bytes)
         "nodes": report.nodes,
         "casts": report.casts,
         "kept_float32": {k.node: k.reason for k in report.kept},
+        "kept_blocks": list(converted.blocks),
         "metrics": converted.metrics.to_dict() if converted.metrics else None,
     }
     graph = converted.model.graph

@@ -51,7 +51,7 @@ def verify_ladder(
     images = sample_images(manifest.preprocessing, request)
     stage(f"Converting to {precision}")
     subject = Subject(model, manifest, torch_model, missing, precision, engines=engines)
-    rungs = make_rungs(subject, images)
+    rungs = make_rungs(subject, images, stage)
     progress = stage("Climbing the ladder")
     return climb(rungs, images, manifest.contract, classes=manifest.model.task == "classify", progress=progress)
 

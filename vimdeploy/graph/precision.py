@@ -73,6 +73,10 @@ FOLLOW = frozenset(
 )
 """Ops that only move values: half where every value they move is half already, so that no Cast is added for them."""
 
+BETWEEN = frozenset(("Softmax", "Mul"))
+"""What stands between the products of an attention: Softmax, and Mul by a scalar. Half where their input is half: it
+is rounded on both sides of them anyway, and TensorRT fuses an attention only where it is of one type."""
+
 _TYPELESS = ("Shape", "Size")
 """Ops that look at no value."""
 
@@ -82,10 +86,14 @@ _BIASED = ("MatMul",)
 
 @dataclass(frozen=True)
 class Policy:
-    """The table above, plus what must stay float32: ``keep`` holds patterns of node names (``*/head*``)."""
+    """The table above, plus what must stay float32.
+
+    ``keep`` holds patterns of node names (``*/head*``), ``held`` names of nodes with the reason that the report gives.
+    """
 
     rules: Mapping[tuple[str, str], Rule] = field(default_factory=lambda: dict(POLICY))
     keep: Sequence[str] = ()
+    held: Mapping[str, str] = field(default_factory=dict)
 
     def rule(self, node: ir.Node) -> Rule | None:
         """Return the rule that applies to a node, or None where it stays float32."""
@@ -230,7 +238,7 @@ class _Pass:
         rule = self.policy.rule(node)
         if rule is None:
             return self._followed(node)
-        reason = self._unfit(node, rule)
+        reason = self.policy.held.get(node.name or "") or self._unfit(node, rule)
         if reason:
             self.report.kept.append(Kept(node.name or "", node.op_type, reason))
             return None
@@ -245,6 +253,12 @@ class _Pass:
             moved = inputs if node.op_type == "Concat" else inputs[:1]
             if moved and all(v in self.half for v in moved):
                 return Rule(tuple(range(len(moved))), True, "moves half values")
+        if node.op_type in BETWEEN and any(v in self.half for v in inputs):
+            scalars = [
+                v for v in inputs if v.is_initializer() and v.const_value is not None and v.const_value.size == 1
+            ]
+            if len(inputs) - len(scalars) == 1:
+                return Rule((ALL,), True, "inside an attention")
         if node.op_type == "Add" and len(inputs) == 2:
             weights = [v for v in inputs if v.is_initializer()]
             producers = [v.producer() for v in inputs if v in self.half]
@@ -348,6 +362,10 @@ class _Pass:
                 self.report.float_weight_bytes += value.const_value.nbytes
 
 
+def _is_scalar(value: ir.Value) -> bool:
+    return value.is_initializer() and value.const_value is not None and value.const_value.size == 1
+
+
 def _largest(value: ir.Value) -> float:
     tensor = value.const_value
     if tensor is None or tensor.size == 0:
@@ -377,5 +395,6 @@ def policy_table(policy: Policy | None = None) -> list[tuple[str, str, str, str]
             names = [custom.inputs[i].name for i in rule.inputs]
         rows.append((op, ", ".join(names), "half" if rule.output else "float32", rule.why))
     rows.append((", ".join(sorted(FOLLOW)), "follow", "follow", "they only move values"))
+    rows.append((", ".join(sorted(BETWEEN)), "follow", "follow", "inside an attention; Mul by a scalar only"))
     rows.append(("everything else", "none", "float32", "norms, residual stream, softplus, pooling, inputs and outputs"))
     return rows

@@ -6,7 +6,7 @@ A rung that this machine cannot run is listed as not run, with the reason, and n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +35,8 @@ class Rung:
     """Names, for a failed rung, where it departs from the original."""
     batch: int | None = None
     """The only batch it takes."""
+    note: str = ""
+    """What a reader of its result should know."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class RungResult:
     against_first: Metrics | None = None
     against_previous: Metrics | None = None
     reason: str = ""
-    """Why it was not run, or what it breaks and where."""
+    """Why it was not run, what it breaks and where, or what is special about it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,6 @@ class LadderReport:
 
     rungs: tuple[RungResult, ...]
     samples: int
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def passed(self) -> bool:
@@ -124,7 +125,8 @@ def climb(
         if reason and rung.departs:
             reason += f"; {rung.departs(images)}"
         status: Status = "failed" if reason else "passed"
-        results.append(RungResult(rung.name, rung.precision, status, against_first, against_previous, reason))
+        told = reason or rung.note
+        results.append(RungResult(rung.name, rung.precision, status, against_first, against_previous, told))
         previous = output
     return LadderReport(tuple(results), len(images))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from vimdeploy.manifest import Manifest
 from vimdeploy.verify.departure import first_departing_node
 from vimdeploy.verify.ladder import Rung
 from vimdeploy.verify.ranges import measure
+from vimdeploy.verify.sensitivity import Task, fit
 
 if TYPE_CHECKING:
     import onnx
@@ -39,18 +41,18 @@ class Subject:
     torch_missing: str = ""
     precision: str = "fp16"
     policy: Policy | None = None
-    """None takes the policy with the recipe's exclusions."""
+    """None takes what ``convert`` and ``build-engine`` do: the policy with the recipe's exclusions, and the blocks in
+    float32 without which the contract cannot be kept."""
     engines: tuple[Path, ...] = ()
 
 
-def make_rungs(subject: Subject, images: Array) -> list[Rung]:
+def make_rungs(subject: Subject, images: Array, say: Callable[[str], Any] = lambda _: None) -> list[Rung]:
     """Return the ladder: torch float32, torch half, ONNX float32, ONNX half, engine float32, engine half."""
     task, half = subject.manifest.model.task, subject.precision
     fixed = subject.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
-    policy = subject.policy or Policy(keep=subject.manifest.precision.keep_fp32)
-    ranges = measure(subject.model, images[: fixed or 4])
-    converted, _ = convert_model(subject.model, PRECISIONS[half], policy, ranges=ranges)
+    converted, kept = _converted(subject, images[: fixed or 4], say)
     emulated = emulate(converted)
+    note = f"{', '.join(kept)} in float32" if kept else ""
     bound = getattr(subject.manifest.contract, half).relative_rms or 1e-2
 
     def torch_rung(precision: str) -> Backend:
@@ -60,7 +62,7 @@ def make_rungs(subject: Subject, images: Array) -> list[Rung]:
             return TorchBackend(subject.torch_model, task)
         from vimdeploy.verify.torch_policy import lowered
 
-        return TorchBackend(lowered(subject.torch_model, precision), task)
+        return TorchBackend(lowered(subject.torch_model, precision, keep=kept), task)
 
     def departs(samples: Array) -> str:
         found = first_departing_node(subject.model, emulated, samples[: fixed or 2], bound)
@@ -68,11 +70,23 @@ def make_rungs(subject: Subject, images: Array) -> list[Rung]:
 
     return [
         Rung("torch float32", "fp32", lambda: torch_rung("fp32")),
-        Rung(f"torch {half}", half, lambda: torch_rung(half)),
+        Rung(f"torch {half}", half, lambda: torch_rung(half), note=note),
         Rung("ONNX float32", "fp32", lambda: OnnxBackend(subject.model), batch=fixed),
-        Rung(f"ONNX {half}", half, lambda: OnnxBackend(emulated), departs, fixed),
+        Rung(f"ONNX {half}", half, lambda: OnnxBackend(emulated), departs, fixed, note),
         *(_engine_rung(subject, precision) for precision in ("fp32", half)),
     ]
+
+
+def _converted(subject: Subject, images: Array, say: Callable[[str], Any]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model in half precision and the blocks that stayed float32."""
+    precision, manifest = PRECISIONS[subject.precision], subject.manifest
+    ranges = measure(subject.model, images)
+    if subject.policy is not None:
+        return convert_model(subject.model, precision, subject.policy, ranges=ranges)[0], ()
+    contract = getattr(manifest.contract, precision.name)
+    task = Task(subject.model, images, contract, manifest.model.task == "classify", ranges)
+    fitted = fit(task, precision, Policy(keep=manifest.precision.keep_fp32), say=say)
+    return fitted.model, fitted.kept
 
 
 def _engine_rung(subject: Subject, precision: str) -> Rung:
