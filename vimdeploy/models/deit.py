@@ -53,7 +53,7 @@ class DeitConfig:
 
 
 class Deit(nn.Module):
-    """Images (B, C, H, W) -> logits (B, classes), by transformers' ViT with scaled_dot_product_attention."""
+    """Images (B, C, H, W) -> logits (B, classes), by transformers' ViT."""
 
     def __init__(self, config: DeitConfig) -> None:
         super().__init__()
@@ -199,6 +199,7 @@ def _make_net(config: DeitConfig) -> Any:
         raise MissingDependencyError(
             "DeiT needs the transformers library, which is not installed.", hint="pip install 'vimdeploy[deit]'"
         ) from error
+    transformers.AttentionInterface.register(_ATTENTION, _attention)
     return transformers.ViTForImageClassification(
         transformers.ViTConfig(
             image_size=list(config.img_size),
@@ -210,6 +211,24 @@ def _make_net(config: DeitConfig) -> Any:
             intermediate_size=int(config.embed_dim * config.mlp_ratio),
             layer_norm_eps=config.norm_epsilon,
             num_labels=config.num_classes,
-            attn_implementation="sdpa",
+            attn_implementation=_ATTENTION,
         )
     )
+
+
+_ATTENTION = "vimdeploy"
+
+
+def _attention(
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: None, *, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Attend from queries to keys and values, (B, heads, L, 64) each; returns (B, L, heads, 64).
+
+    Exported, it is two products around a softmax, which every runtime recognises and fuses. The exporter's own form of
+    scaled_dot_product_attention adds a mask of L x L ones and a guard against NaN, which none does.
+    """
+    if torch.onnx.is_in_onnx_export():
+        output = torch.softmax((query * scaling) @ key.mT, dim=-1) @ value
+    else:
+        output = nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+    return output.transpose(1, 2).contiguous(), None
