@@ -39,7 +39,7 @@ def test_half_precision_keeps_the_contract(name):
     exported = export_onnx(model, task=task)
     converted, report = convert_model(exported, FP16)
     check_model(converted, name)
-    assert report.half_weight_bytes > report.float_weight_bytes  # ConvTranspose of the pyramid stays float32
+    assert report.half_weight_bytes > report.float_weight_bytes
     reference, rounded = OnnxBackend(exported).run(images), OnnxBackend(emulate(converted)).run(images)
     metrics = compare(joined(rounded), joined(reference), Parity().fp16, classes=False)
     assert metrics.passed, metrics

@@ -58,6 +58,7 @@ POLICY: dict[tuple[str, str], Rule] = {
     ("", "MatMul"): Rule((ALL,), True, "tensor cores; accumulated in float32"),
     ("", "Gemm"): Rule((ALL,), True, "tensor cores; accumulated in float32"),
     ("", "Conv"): Rule((ALL,), True, "tensor cores; accumulated in float32"),
+    ("", "ConvTranspose"): Rule((ALL,), True, "tensor cores; accumulated in float32"),
     (contract.DOMAIN, "CausalConv1d"): _custom(contract.CAUSAL_CONV1D, "memory-bound; accumulated in float32"),
     (contract.DOMAIN, "SelectiveScan"): _custom(
         contract.SELECTIVE_SCAN, "memory-bound; A, D, dt_bias, state and softplus stay float32 by contract"

@@ -36,7 +36,7 @@ def lowered(model: FamilyModel, precision: str, *, keep: Collection[str] = ()) -
     folded = copy.deepcopy(fold(model))
     kept = _kept_modules(folded, keep)
     for module in folded.modules():
-        if isinstance(module, (FoldedMamba, nn.Linear, nn.Conv2d)) and module not in kept:
+        if isinstance(module, (FoldedMamba, nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and module not in kept:
             _lower(module, _DTYPES[precision])
     return folded
 
