@@ -1,7 +1,10 @@
-"""Time and peak memory of Vim-Ti on a CPU: export, ONNX Runtime, torch, and the plain loop a reader can check.
+"""Time and peak memory on a CPU: export, ONNX Runtime, torch, and the plain loop a reader can check.
 
     python benchmarks/cpu.py                 # all of it, about half an hour on two cores
-    python benchmarks/cpu.py --quick         # 224 pixels, batch 1 only
+    python benchmarks/cpu.py --quick         # Vim-Ti at 224 pixels, batch 1 only
+    python benchmarks/cpu.py --family-only   # the other models again, the rest is kept
+
+Vim-Ti is measured over sizes and batches, the rest of the family (VMamba, dense backbones, DeiT) at its own size.
 
 Every measurement runs in a process of its own, so that its peak memory is its own. At each size and batch the backends
 take turns, so that a ratio compares neighbours in time. Weights are random: time does not depend on them.
@@ -31,6 +34,9 @@ BATCHES = (1, 8)
 BACKENDS = ("loop", "torch", "onnxruntime")
 TITLES = {"loop": "torch, plain loop", "torch": "torch, vectorised", "onnxruntime": "ONNX Runtime"}
 PATCH = 16
+FAMILY = ("vim_tiny_patch16_224", "vmamba_tiny_s1l8", "vim_tiny_upernet_512", "vim_tiny_vimdet_1024")
+FAMILY += ("deit_tiny_patch16_224", "deit_small_patch16_224")
+"""Recipes that are measured at their own size, batch 1, one thread."""
 MIN_SECONDS = 3.0
 """A turn repeats its run until this much time has passed; the first run is a warm-up and does not count."""
 
@@ -41,6 +47,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="turns of every backend at each size and batch")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for cpu.json and cpu.md")
     parser.add_argument("--exports-only", action="store_true", help="measure the exports again and keep the rest")
+    parser.add_argument("--family-only", action="store_true", help="measure the other models again and keep the rest")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--save-checkpoint", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -58,6 +65,11 @@ def main() -> None:
             checkpoint = save_in_own_process(Path(folder))
             write(args.out, {**kept, "exports": [export(checkpoint, Path(folder), size) for size in sizes]})
             return
+        if args.family_only:
+            kept = json.loads((args.out / "cpu.json").read_text())
+            for rows in family(Path(folder), args.turns):
+                write(args.out, {**kept, "family": rows})
+            return
         # Written after every measurement: the last ones take minutes each.
         for results in run_all(Path(folder), args.turns, quick=args.quick):
             write(args.out, results)
@@ -71,9 +83,9 @@ def write(folder: Path, results: dict[str, Any]) -> None:
 # ---- one measurement, in a process of its own
 
 
-def measure(backend: str, size: int, batch: int, threads: int, file: str) -> dict[str, Any]:
+def measure(backend: str, size: int, batch: int, threads: int, file: str, recipe: str = "") -> dict[str, Any]:
     """Time one backend and return seconds per run, and the peak memory of this process before and after."""
-    run, before = prepare(backend, size, batch, threads, file)
+    run, before = prepare(backend, size, batch, threads, file, recipe)
     first = clocked(run)
     # A run of a minute is its own warm-up: what a first run costs beyond the others is far below a second.
     times = [first] if first[0] > 20 else [clocked(run)]
@@ -90,8 +102,10 @@ def clocked(run: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def prepare(backend: str, size: int, batch: int, threads: int, file: str) -> tuple[Callable[[], object], float]:
-    """Return a function that runs the model once, and the peak memory before the first run."""
+def prepare(
+    backend: str, size: int, batch: int, threads: int, file: str, recipe: str = ""
+) -> tuple[Callable[[], object], float]:
+    """Return a function that runs Vim-Ti, or a recipe's model, once, and the peak memory before the first run."""
     if backend == "onnxruntime":
         import numpy as np
         import onnxruntime as ort
@@ -105,22 +119,22 @@ def prepare(backend: str, size: int, batch: int, threads: int, file: str) -> tup
 
     import torch
 
-    from vimdeploy.models import mamba
-    from vimdeploy.models.vim import fold
+    from vimdeploy.models import mamba, ss2d
+    from vimdeploy.models.folding import fold
+    from vimdeploy.models.load import ModelRequest, load_model
     from vimdeploy.ops import causal_conv1d_reference, selective_scan_reference
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if backend == "loop":
         mamba.causal_conv1d = causal_conv1d_reference  # type: ignore[assignment]
-        mamba.selective_scan = selective_scan_reference  # type: ignore[assignment]
-    model = fold(vim_tiny(size))
+        mamba.selective_scan = ss2d.selective_scan = selective_scan_reference  # type: ignore[assignment]
+    model = fold(load_model(None, ModelRequest(arch=recipe)).model if recipe else vim_tiny(size))
     tensor = torch.randn(batch, 3, size, size)
 
-    def run() -> torch.Tensor:
+    def run() -> object:
         with torch.inference_mode():
-            output: torch.Tensor = model(tensor)
-            return output
+            return model(tensor)
 
     return run, peak_mib()
 
@@ -165,11 +179,37 @@ def run_all(folder: Path, turns: int, *, quick: bool) -> Iterator[dict[str, Any]
         # At 1248 pixels one turn of the loop takes minutes, and its spread is small against the ratios.
         for _ in range(turns if size < 1000 else 1):
             for backend in BACKENDS:
-                found[backend].append(in_own_process(backend, size, batch, count, folder))
+                found[backend].append(in_own_process(backend, size, batch, count, onnx_file(folder, size)))
         for backend, measured in found.items():
             results["measurements"].append(summary(backend, size, batch, count, measured))
             print(line(results["measurements"][-1]), flush=True)
         yield results
+    if not quick:
+        for rows in family(folder, turns):
+            results["family"] = rows
+            yield results
+
+
+def family(folder: Path, turns: int) -> Iterator[list[dict[str, Any]]]:
+    """Measure the other models, and Vim-Ti beside them, at their own sizes; yield the rows so far after each model."""
+    from vimdeploy.models.recipe import recipes
+
+    rows: list[dict[str, Any]] = []
+    for recipe in FAMILY:
+        size = recipes()[recipe].input.size[0]
+        file = folder / f"{recipe}.onnx"
+        command = [sys.executable, "-m", "vimdeploy.cli", "export", "--arch", recipe, "--no-verify", "-o", str(file)]
+        subprocess.run(command, check=True, capture_output=True)
+        # A plain loop is for the scan: DeiT has none.
+        backends = [backend for backend in BACKENDS if backend != "loop" or not recipe.startswith("deit")]
+        found: dict[str, list[dict[str, Any]]] = {backend: [] for backend in backends}
+        for _ in range(turns if size < 1000 else 1):
+            for backend in backends:
+                found[backend].append(in_own_process(backend, size, 1, 1, file, recipe))
+        for backend, measured in found.items():
+            rows.append({"recipe": recipe, **summary(backend, size, 1, 1, measured)})
+            print(recipe, line(rows[-1]), flush=True)
+        yield rows
 
 
 def save_in_own_process(folder: Path) -> Path:
@@ -179,8 +219,8 @@ def save_in_own_process(folder: Path) -> Path:
     return checkpoint
 
 
-def in_own_process(backend: str, size: int, batch: int, threads: int, folder: Path) -> dict[str, Any]:
-    what = {"backend": backend, "size": size, "batch": batch, "threads": threads, "file": str(onnx_file(folder, size))}
+def in_own_process(backend: str, size: int, batch: int, threads: int, file: Path, recipe: str = "") -> dict[str, Any]:
+    what = {"backend": backend, "size": size, "batch": batch, "threads": threads, "file": str(file), "recipe": recipe}
     command = [sys.executable, __file__, "--measure", json.dumps(what)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -260,7 +300,7 @@ def machine(load: float) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     machine = results["machine"]
     lines = [
-        "# Vim-Ti on a CPU",
+        "# On a CPU",
         "",
         f"{machine['cores']} cores of {machine['cpu']}; torch {machine['torch']}, ONNX Runtime "
         f"{machine['onnxruntime']}, Python {machine['python']}; float32; load average {machine['load_before']} before "
@@ -294,7 +334,27 @@ def table(results: dict[str, Any]) -> str:
             f"| {loops[key(m)] / clock(m):.1f} "
             f"| {m['peak_mib']:.0f} MiB (+{added:.0f}) |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *family_table(results.get("family", []))]) + "\n"
+
+
+def family_table(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    loops = {m["recipe"]: clock(m) for m in rows if m["backend"] == "loop"}
+    lines = [
+        "",
+        "The family at its own sizes, batch 1, one thread:",
+        "",
+        "| recipe | pixels | backend | time | CPU time | x loop | peak memory |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for m in rows:
+        ratio = f"{loops[m['recipe']] / clock(m):.1f}" if m["recipe"] in loops else ""
+        lines.append(
+            f"| `{m['recipe']}` | {m['size']} | {TITLES[m['backend']]} | {m['seconds']:.3f} s "
+            f"| {m['cpu_seconds']:.3f} s | {ratio} | {m['peak_mib']:.0f} MiB |"
+        )
+    return lines
 
 
 def clock(m: dict[str, Any]) -> float:
