@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vimdeploy import __version__
 from vimdeploy.backends import OnnxBackend, SessionBackend, joined, read_onnx
-from vimdeploy.convert import ConvertRequest, convert_in_memory
+from vimdeploy.convert import ConvertRequest, convert_in_memory, owing
 from vimdeploy.engine import build as engine_build
 from vimdeploy.engine import plugin as plugins
 from vimdeploy.engine import proof, timing, trt
@@ -94,6 +94,7 @@ def build_engine(
     engine_build.refuse_foreign(model, str(model_path))
     library = _load_plugin(owner, request.options, device, model, say)
     model, precision, conversion = _in_precision(model, manifest, request, str(model_path), say)
+    manifest = owing(manifest, precision, request.max_error) if manifest else None
     profiles = engine_build.make_profiles(model, request.options, _recipe_batch(manifest))
     say("Parsing and proving the network")
     parsed = engine_build.parse(model, owner, str(model_path), precision)
@@ -286,8 +287,6 @@ def _parity(
             candidate = joined(SessionBackend(session).run(images))
         reference = joined(OnnxBackend(model).run(images))
     contract: ParityContract = getattr(manifest.contract, sidecar.precision)
-    if request.max_error is not None:
-        contract = contract.model_copy(update={"relative_rms": request.max_error})
     metrics = compare(candidate, reference, contract, classes=manifest.model.task == "classify")
     if not metrics.passed:
         raise VerificationError(

@@ -62,7 +62,7 @@ def convert(path: Path, output: Path, request: ConvertRequest, say: Say) -> Conv
     check_writable(output)
     if output.resolve() == path.resolve():
         raise UsageError(f"{output}: is the file to convert.", hint="Choose another name with -o.")
-    model, manifest = read_onnx(path), read_manifest(path)
+    model, manifest = read_onnx(path), owing(read_manifest(path), request.precision, request.max_error)
     converted = convert_in_memory(model, manifest, request, str(path), say)
     content = converted.model.SerializeToString(deterministic=True)
     sidecar = converted_manifest(manifest, converted, content)
@@ -112,9 +112,7 @@ def _measured(
         result, report = convert_model(model, precision, policy, ranges=ranges, half_io=request.half_io)
         check_model(result, source, allow_reversal=True)
         return Converted(result, report, None)
-    contract: ParityContract = getattr(manifest.contract, precision.name)
-    if request.max_error is not None:
-        contract = contract.model_copy(update={"relative_rms": request.max_error})
+    contract: ParityContract = getattr(owing(manifest, precision.name, request.max_error).contract, precision.name)
     task = Task(model, images, contract, manifest.model.task == "classify", ranges, request.half_io)
     fitted = fit(task, precision, policy, say=say)
     check_model(fitted.model, source, allow_reversal=True)
@@ -130,6 +128,15 @@ def _measured(
 
 def _in_spite_of(blocks: tuple[str, ...]) -> str:
     return f", even with {', '.join(blocks)} in float32" if blocks else ""
+
+
+def owing(manifest: Manifest, precision: str, max_error: float | None) -> Manifest:
+    """Return a manifest whose contract has ``max_error`` in place of the recipe's bound on the relative RMS error."""
+    if max_error is None or precision not in PRECISIONS:
+        return manifest
+    contract: ParityContract = getattr(manifest.contract, precision)
+    bounded = contract.model_copy(update={"relative_rms": max_error})
+    return manifest.model_copy(update={"contract": manifest.contract.model_copy(update={precision: bounded})})
 
 
 def converted_manifest(manifest: Manifest, converted: Converted, content: bytes) -> Manifest:

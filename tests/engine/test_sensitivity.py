@@ -109,5 +109,6 @@ def test_the_command_says_which_blocks_stay_and_why(tiny: Path, tmp_path: Path) 
     (kept, *_) = conversion["kept_blocks"]
     assert f"nodes stay float32: {kept} alone in FP16 costs relative RMS" in done.stderr
     assert conversion["metrics"]["relative_rms"] <= 1e-3
+    assert read_manifest(half).contract.fp16.relative_rms == 1e-3, "the file owes what was asked of it"
     as_json = json.loads(cli("convert", str(tiny), "-o", str(half), "--max-error", "1e-3", "--json").stdout)
     assert as_json["kept_blocks"] == conversion["kept_blocks"]
