@@ -1,4 +1,4 @@
-"""The CPU benchmark measures what it says: the loop is the loop, and its table's ratios are those of its numbers."""
+"""The benchmarks measure what they say: the loop is the loop, and the committed tables are those of their numbers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,37 @@ from vimdeploy.models.vim_config import VimConfig
 from vimdeploy.ops import causal_conv1d, causal_conv1d_reference, selective_scan, selective_scan_reference
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def script(name: str) -> ModuleType:
+    """Import a benchmark."""
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["cpu", "precision"])
+def test_the_committed_table_is_that_of_the_committed_numbers(name: str) -> None:
+    numbers = json.loads((RESULTS / f"{name}.json").read_text())
+    assert (RESULTS / f"{name}.md").read_text() == script(name).table(numbers)
+
+
+def test_neighbouring_blocks_are_written_as_a_range() -> None:
+    ranges = script("precision").ranges
+    assert ranges([]) == ""
+    assert ranges(["block.0", "block.1"]) == "block.0, block.1"
+    assert ranges(["block.3", "block.4", "block.5", "head"]) == "block.3 to block.5, head"
+    assert ranges(["block.0", "block.1", "block.7"]) == "block.0, block.1, block.7"
 
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The benchmark, with a model of two small blocks in place of Vim-Ti."""
-    spec = importlib.util.spec_from_file_location("cpu_benchmark", ROOT / "benchmarks" / "cpu.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("cpu")
     config = VimConfig(img_size=(32, 32), patch_size=(16, 16), embed_dim=32, depth=2, num_classes=5)
     monkeypatch.setattr(module, "vim_tiny", lambda _size: VisionMamba(config))
     monkeypatch.setattr(module, "MIN_SECONDS", 0.01)

@@ -22,6 +22,7 @@ from vimdeploy.doctor.machine import ask
 from vimdeploy.doctor.report import SCHEMA, Command, Finding
 from vimdeploy.doctor.toolchain import header_version
 from vimdeploy.doctor.verdict import COMMANDS, REQUIREMENTS
+from vimdeploy.engine.places import HEADER
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -477,7 +478,7 @@ def test_an_nvcc_that_fails_is_no_nvcc(machine: Machine, tmp_path: Path) -> None
 
 def headers(folder: Path, major: int) -> Path:
     folder.mkdir(parents=True)
-    (folder / "NvInfer.h").write_text("")
+    (folder / HEADER).write_text("")
     (folder / "NvInferVersion.h").write_text(
         f"#define TRT_MAJOR_ENTERPRISE {major}\n#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE //!< major\n"
         "#define NV_TENSORRT_MINOR 14 //!< minor\n#define NV_TENSORRT_PATCH 1\n"

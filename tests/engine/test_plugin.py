@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from vimdeploy.engine import plugin, toolchain
+from vimdeploy.engine import places, plugin, toolchain
 from vimdeploy.engine.plugin import Origin, check_fits, find_library, load_library, read_info
 from vimdeploy.engine.plugin_build import build_plugin, plan_build
 from vimdeploy.engine.toolchain import find_nvcc, find_tensorrt_headers, parse_architectures
@@ -74,8 +74,9 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NVCC_LOG", str(tmp_path / "nvcc.log"))
     monkeypatch.setenv("NVCC_FAILS", "")
-    monkeypatch.setattr(toolchain, "SYSTEM_NVCC", tmp_path / "no" / "nvcc")
-    monkeypatch.setattr(toolchain, "SYSTEM_INCLUDES", (tmp_path / "usr" / "include",))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(places, "SYSTEM_CUDA", (tmp_path / "no",))
+    monkeypatch.setattr(places, "SYSTEM_INCLUDES", (tmp_path / "usr" / "include",))
     monkeypatch.setattr(plugin, "_LOADED", plugin._Loaded())
     monkeypatch.setattr(toolchain.sysconfig, "get_path", lambda _: str(tmp_path / "site-packages"))
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: "/usr/bin/" + name if name == "g++" else None)
@@ -94,13 +95,13 @@ class TestToolchain:
         assert "pip install nvidia-cuda-nvcc" in error.value.hint
         wheel = executable(tmp_path / "site-packages" / "nvidia" / "cu13" / "bin" / "nvcc", NVCC)
         assert find_nvcc().path == wheel
-        system = executable(tmp_path / "no" / "nvcc", NVCC)
+        system = executable(tmp_path / "no" / "bin" / "nvcc", NVCC)
         assert find_nvcc().path == system
         home = executable(tmp_path / "home" / "bin" / "nvcc", NVCC)
         monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
         assert find_nvcc().path == home
         path = executable(tmp_path / "path" / "nvcc", NVCC)
-        monkeypatch.setattr(toolchain.shutil, "which", lambda _: str(path))
+        monkeypatch.setenv("PATH", str(path.parent))
         found = find_nvcc()
         assert (found.path, found.version, found.architectures) == (path, "13.0", (75, 89, 90))
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vimdeploy.engine.places import SYSTEM_CUDA, SYSTEM_INCLUDES
+
 PROBE_SECONDS = 20.0
 """Long enough for an import on a machine that is busy with other things."""
 
@@ -27,12 +29,6 @@ def _library_folders() -> tuple[Path, ...]:
     return tuple(Path(name) for name in (*names, "/usr/local/tensorrt/lib", "/opt/tensorrt/lib"))
 
 
-def _include_folders() -> tuple[Path, ...]:
-    multiarch = f"{platform.machine()}-linux-gnu"
-    names = (f"/usr/include/{multiarch}", "/usr/include", "/usr/local/include", "/usr/local/cuda/include")
-    return tuple(Path(name) for name in (*names, "/usr/local/tensorrt/include", "/opt/tensorrt/include"))
-
-
 @dataclass(frozen=True)
 class Machine:
     """The places that are searched; tests plant their own."""
@@ -40,8 +36,8 @@ class Machine:
     sites: tuple[Path, ...] = field(default_factory=lambda: tuple(Path(p) for p in sys.path if p))
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     library_folders: tuple[Path, ...] = field(default_factory=_library_folders)
-    include_folders: tuple[Path, ...] = field(default_factory=_include_folders)
-    cuda_folders: tuple[Path, ...] = (Path("/usr/local/cuda"),)
+    include_folders: tuple[Path, ...] = SYSTEM_INCLUDES
+    cuda_folders: tuple[Path, ...] = SYSTEM_CUDA
     pci: Path = Path("/sys/bus/pci/devices")
     ldconfig: tuple[str, ...] = ("ldconfig", "-p")
     python: str = sys.executable

@@ -11,6 +11,7 @@ from pathlib import Path
 from vimdeploy.doctor.libraries import elf_problem
 from vimdeploy.doctor.machine import Machine, run
 from vimdeploy.doctor.report import Headers, PluginLibrary, Tool
+from vimdeploy.engine.places import HEADER, header_candidates, nvcc_candidates
 from vimdeploy.engine.plugin import ENVIRONMENT, read_info
 from vimdeploy.errors import ArtifactError
 from vimdeploy.native import KERNELS
@@ -21,24 +22,10 @@ _PLUGIN_FILES = "libvimdeploy_*.so"
 def find_nvcc(machine: Machine) -> list[tuple[str, Path]]:
     """Return every nvcc with the place that leads to it, in the order of search: PATH, CUDA_HOME, system, wheel."""
     found: dict[Path, str] = {}
-    for source, path in _nvcc_candidates(machine):
+    for source, path in nvcc_candidates(machine.env, machine.sites, machine.cuda_folders):
         if path.is_file() and path.resolve() not in {known.resolve() for known in found}:
             found[path] = source
     return [(source, path) for path, source in found.items()]
-
-
-def _nvcc_candidates(machine: Machine) -> Iterator[tuple[str, Path]]:
-    for folder in machine.path_variable("PATH"):
-        yield "PATH", folder / "nvcc"
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        folder_of = machine.folder_variable(variable)
-        if folder_of:
-            yield variable, folder_of / "bin" / "nvcc"
-    for folder in machine.cuda_folders:
-        yield "system folder", folder / "bin" / "nvcc"
-    for site in machine.sites:
-        for path in sorted((site / "nvidia").glob("*/bin/nvcc")):
-            yield "Python package nvidia", path
 
 
 def examine_nvcc(machine: Machine, source: str, path: Path) -> Tool:
@@ -62,25 +49,12 @@ def find_compiler(machine: Machine) -> Tool | None:
 
 
 def find_headers(machine: Machine) -> tuple[Headers, ...]:
-    """Return every folder with ``NvInfer.h``, in the order in which a build looks."""
+    """Return every folder with TensorRT's headers, in the order in which a build looks."""
     found: dict[Path, Headers] = {}
-    for source, folder in _header_candidates(machine):
-        if (folder / "NvInfer.h").is_file():
+    for source, folder in header_candidates(machine.env, machine.include_folders):
+        if (folder / HEADER).is_file():
             found.setdefault(folder.resolve(), _examine_headers(folder, source))
     return tuple(found.values())
-
-
-def _header_candidates(machine: Machine) -> Iterator[tuple[str, Path]]:
-    explicit = machine.folder_variable("TENSORRT_INCLUDE_DIR")
-    if explicit:
-        yield "TENSORRT_INCLUDE_DIR", explicit
-    root = machine.folder_variable("TENSORRT_ROOT")
-    if root:
-        yield "TENSORRT_ROOT", root / "include"
-        for folder in sorted(root.glob("targets/*/include")):
-            yield "TENSORRT_ROOT", folder
-    for folder in machine.include_folders:
-        yield "system folder", folder
 
 
 def _examine_headers(folder: Path, source: str) -> Headers:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vimdeploy.engine import places
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
 from vimdeploy.native import SOURCE_FOLDERS, plugin_sources, source_files, source_hash
 
@@ -33,15 +34,6 @@ ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
 """Compute capabilities built by default, as far as the nvcc at hand knows them: every GPU since Turing."""
 
 TENSORRT_MAJORS = (10, 11)
-
-SYSTEM_NVCC = Path("/usr/local/cuda/bin/nvcc")
-SYSTEM_INCLUDES = (
-    Path(f"/usr/include/{os.uname().machine}-linux-gnu"),
-    Path("/usr/include"),
-    Path("/usr/local/include"),
-    Path("/usr/local/tensorrt/include"),
-    Path("/opt/tensorrt/include"),
-)
 
 
 @dataclass(frozen=True)
@@ -73,15 +65,10 @@ def find_nvcc() -> Nvcc:
     Raises:
         MissingDependencyError: there is none, or the one found does not run.
     """
-    candidates = [shutil.which("nvcc")]
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    candidates += [str(Path(home, "bin", "nvcc")) for home in homes]
-    candidates.append(str(SYSTEM_NVCC))
-    packages = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    candidates += sorted(str(path) for root in packages for path in Path(root).glob("nvidia/*/bin/nvcc"))
-    for candidate in candidates:
-        if candidate and os.access(candidate, os.X_OK):
-            return _ask_nvcc(Path(candidate))
+    sites = [Path(root) for root in sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})]
+    for _, candidate in places.nvcc_candidates(os.environ, sites, places.SYSTEM_CUDA):
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return _ask_nvcc(candidate)
     raise MissingDependencyError(
         "nvcc, the CUDA compiler, is neither on PATH nor in CUDA_HOME, /usr/local/cuda or the wheel nvidia-cuda-nvcc",
         hint="Install the CUDA toolkit (13.0 or newer builds for every GPU), or: pip install nvidia-cuda-nvcc "
@@ -130,21 +117,17 @@ def find_tensorrt_headers(include: Path | None = None) -> TensorRTHeaders:
     """
     if include is not None:
         for folder in (include, include / "include"):
-            if (folder / "NvInferRuntime.h").is_file():
+            if (folder / places.HEADER).is_file():
                 return _read_version(folder)
         raise UsageError(
-            f"{include} holds no NvInferRuntime.h", hint="Give the folder that does, usually <TensorRT>/include."
+            f"{include} holds no {places.HEADER}", hint="Give the folder that does, usually <TensorRT>/include."
         )
-    folders = [Path(os.environ["TENSORRT_INCLUDE_DIR"])] if os.environ.get("TENSORRT_INCLUDE_DIR") else []
-    if os.environ.get("TENSORRT_ROOT"):
-        root = Path(os.environ["TENSORRT_ROOT"])
-        folders += [root / "include", *sorted(root.glob("targets/*/include"))]
-    folders += SYSTEM_INCLUDES
+    folders = [folder for _, folder in places.header_candidates(os.environ, places.SYSTEM_INCLUDES)]
     for folder in folders:
-        if (folder / "NvInferRuntime.h").is_file():
+        if (folder / places.HEADER).is_file():
             return _read_version(folder)
     raise MissingDependencyError(
-        "TensorRT's headers (NvInferRuntime.h) were not found in " + ", ".join(str(folder) for folder in folders),
+        f"TensorRT's headers ({places.HEADER}) were not found in " + ", ".join(str(folder) for folder in folders),
         hint="The pip wheels of TensorRT contain none. Set TENSORRT_ROOT to an unpacked TensorRT, install "
         "libnvinfer-headers-dev, or clone https://github.com/NVIDIA/TensorRT at your version's tag and pass "
         "--tensorrt-include TensorRT/include.",
