@@ -90,7 +90,8 @@ def build_rtx(file: Path) -> dict[str, Any]:
         if not plan.exists():
             vimdeploy("build-engine", file, *options, "--max-batch", "1", "-o", plan)
     except subprocess.CalledProcessError as error:
-        return {"failed": error.stderr.strip().splitlines()[-1]}
+        said = error.stderr.strip().splitlines()
+        return {"failed": next((line for line in said if line.startswith("error:")), said[-1])}
     return {"mb": round(plan.stat().st_size / 1e6, 1)}
 
 
