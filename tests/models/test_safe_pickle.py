@@ -8,12 +8,15 @@ import sys
 import types
 from pathlib import Path
 
+import dense_cases
 import numpy as np
 import pytest
 import torch
+import vmamba_cases
 
 from vimdeploy.errors import CheckpointError
 from vimdeploy.models.checkpoint import read_checkpoint
+from vimdeploy.models.load import load_model
 
 STATE = {"backbone.a.weight": torch.arange(6.0).reshape(2, 3), "decode_head.b": torch.ones(2)}
 
@@ -60,6 +63,7 @@ def mmengine_checkpoint(tmp_path, monkeypatch):
 
     def write(**beside):
         path = tmp_path / "epoch_12.pth"
+        state = beside.pop("state", STATE)
         options = beside.pop("options", {})
         with monkeypatch.context() as patch:
             _as_of(patch, HistoryBuffer, "mmengine.logging.history_buffer")
@@ -72,7 +76,7 @@ def mmengine_checkpoint(tmp_path, monkeypatch):
                     "work_dir": pathlib.PurePosixPath("work_dirs"),
                     "dataset_meta": ConfigDict(classes=("wall", "floor"), palette=[[1, 2, 3]]),
                 },
-                "state_dict": collections.OrderedDict(STATE),
+                "state_dict": collections.OrderedDict(state),
                 "message_hub": {
                     "log_scalars": collections.OrderedDict(loss=HistoryBuffer()),
                     "runtime_info": collections.defaultdict(list, iter=[4]),
@@ -98,6 +102,22 @@ def test_the_weights_of_an_mmengine_checkpoint_are_read_without_mmengine(mmengin
     assert checkpoint.weights == "state_dict"
     assert checkpoint.notes == ("objects of mmengine beside the weights were not read",)
     assert "mmengine" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["seg_fpn", "backbone_bn_unordered"])
+def test_the_backbone_of_an_mmengine_segmentor_computes_what_the_official_code_computes(mmengine_checkpoint, name):
+    if name == "seg_fpn":
+        model, images, expected = dense_cases.golden(name)
+    else:
+        arguments, images, _, expected = vmamba_cases.options()[name]
+        model = vmamba_cases.make(**arguments)
+    state = {"backbone." + key: value for key, value in model.state_dict().items()}
+    loaded = load_model(mmengine_checkpoint(state={**state, "decode_head.conv_seg.bias": torch.zeros(2)}))
+    assert loaded.recognised.is_backbone
+    assert any("decode_head (1)" in note for note in loaded.notes)
+    with torch.no_grad():
+        for mine, theirs in zip(loaded.model(images), expected, strict=True):
+            np.testing.assert_allclose(mine.numpy(), theirs, rtol=1e-4, atol=1e-4, equal_nan=False)
 
 
 def test_numpy_of_another_version_is_no_obstacle(tmp_path):
