@@ -81,6 +81,7 @@ def mmengine_checkpoint(tmp_path, monkeypatch):
                     "log_scalars": collections.OrderedDict(loss=HistoryBuffer()),
                     "runtime_info": collections.defaultdict(list, iter=[4]),
                     "scores": np.array([[0.1, 0.2]]),
+                    "window": collections.deque([0.5, 0.25], maxlen=2),
                 },
                 "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": np.float32(0.1)}]},
                 **beside,

@@ -38,7 +38,10 @@ class DeitConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if min(self.grid) < 1:
             height, width = self.img_size
-            raise ModelError(f"An image of {height} x {width} pixels is smaller than one patch of {self.patch_size}.")
+            raise ModelError(
+                f"An image of {height} x {width} pixels is smaller than one patch of {self.patch_size}.",
+                hint="Choose a larger image size.",
+            )
         if self.embed_dim % self.num_heads:
             raise UsageError(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}.")
 

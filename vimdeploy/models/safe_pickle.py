@@ -60,6 +60,14 @@ def _mapping(*args: Any) -> OrderedDict[Any, Any]:
     return OrderedDict(*(arg for arg in args if isinstance(arg, dict)))
 
 
+def _sequence(*args: Any) -> list[Any]:
+    """Return the list for ``deque(items, length)``, which a pickle fills afterwards."""
+    return []
+
+
+_FILLED_AFTERWARDS = {"collections.defaultdict": _mapping, "collections.deque": _sequence}
+
+
 def load_weights_only(path: Path) -> tuple[Any, tuple[str, ...]]:
     """Read a file that ``torch.save`` wrote; nothing in it is executed.
 
@@ -76,10 +84,8 @@ def load_weights_only(path: Path) -> tuple[Any, tuple[str, ...]]:
     names = {name for name in named_globals(path) if is_company(name)}
     harmless: list[Any] = [argparse.Namespace]
     for name in names:
-        if name == "collections.defaultdict":
-            harmless.append((_mapping, name))
-        else:
-            harmless.append((OrderedDict if _MAPPINGS.fullmatch(name) else Unread, name))
+        other = OrderedDict if _MAPPINGS.fullmatch(name) else Unread
+        harmless.append((_FILLED_AFTERWARDS.get(name, other), name))
     with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about pickle protocols
         content = torch.load(path, map_location="cpu", weights_only=True)

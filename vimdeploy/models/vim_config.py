@@ -230,7 +230,8 @@ def _check_values(config: VimConfig) -> None:
         height, width = config.img_size
         raise ModelError(
             f"An image of {height} x {width} pixels is smaller than one patch of "
-            f"{config.patch_size[0]} x {config.patch_size[1]}."
+            f"{config.patch_size[0]} x {config.patch_size[1]}.",
+            hint="Choose a larger image size.",
         )
     if 0 < config.flip_img_sequences_ratio <= 1:
         raise ModelError(
@@ -267,5 +268,6 @@ def _check_rope(config: VimConfig) -> None:
     for crashes, why in reasons:
         if crashes:
             raise ModelError(
-                f"The official rotary embedding (if_rope) crashes on {why}; there is nothing to reproduce."
+                f"The official rotary embedding (if_rope) crashes on {why}; there is nothing to reproduce.",
+                hint="It serves square images with an even number of patches that do not overlap, and one class token.",
             )

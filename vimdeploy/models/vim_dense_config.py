@@ -155,7 +155,8 @@ def _check_features(config: VimDenseConfig) -> None:
     indices, last = config.out_indices, config.depth - 1
     if not indices or any(not 0 <= i <= last for i in indices):
         raise ModelError(
-            f"out_indices {list(indices)}: there are layers 0 to {last}; the official code skips others in silence."
+            f"out_indices {list(indices)}: there are layers 0 to {last}; the official code skips others in silence.",
+            hint=f"Name layers of this model, for example {list(quarters(config.depth))}.",
         )
     if config.use_residual_as_feature and last in indices and indices[-1] != last:
         raise ModelError(
@@ -183,5 +184,6 @@ def _check_pyramid(config: VimDenseConfig) -> None:
     if min(config.grid) < divisor:
         raise ModelError(
             f"An image of {config.img_size[0]} x {config.img_size[1]} pixels has {config.grid[0]} x {config.grid[1]} "
-            f"patches: too few for the coarsest level of the pyramid, which divides them by {divisor}."
+            f"patches: too few for the coarsest level of the pyramid, which divides them by {divisor}.",
+            hint=f"Choose an image of at least {divisor} patches per side.",
         )

@@ -158,7 +158,10 @@ class VmambaConfig:
                 f"ssm_conv {self.ssm_conv}: an even convolution shrinks the image; the official code crashes."
             )
         if wrong := [i for i in self.out_indices if not 0 <= i < len(self.depths)]:
-            raise ModelError(f"out_indices {wrong} do not exist: there are stages 0 to {len(self.depths) - 1}.")
+            raise ModelError(
+                f"out_indices {wrong} do not exist: there are stages 0 to {len(self.depths) - 1}.",
+                hint=f"Name stages of this model, for example {list(range(len(self.depths)))}.",
+            )
         if self.posembed:
             self._check_posembed()
 
