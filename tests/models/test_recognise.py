@@ -170,6 +170,11 @@ def test_an_argument_that_the_weights_contradict_is_refused_with_both_values(arg
     assert held in caught.value.message.split(said)[1]
 
 
+def test_a_stride_of_no_pixels_is_refused():
+    with pytest.raises(UsageError, match="stride must be at least 1"):
+        recognise(checkpoint(), stride=0)
+
+
 def test_a_recipe_that_the_weights_contradict_is_refused():
     with pytest.raises(UsageError, match=f"recipe {TINY} says depth = 24, the checkpoint's weights say 2"):
         recognise(checkpoint(small(embed_dim=192)), recipes()[TINY])

@@ -51,6 +51,14 @@ def test_outputs_are_named_by_stride_or_by_layer():
     assert names["stride8_fpn"] == ("p1", "p2", "p3", "p4")
     assert names["plain_two"] == ("feat_1", "feat_3")
     assert names["det_add"] == ("last_feat",)
+    assert names["unordered_repeated"] == ("feat_0", "feat_2", "feat_3")
+    assert names["fpn_of_repeated"] == ("p2", "p3", "p4", "p5")
+
+
+def test_an_order_that_the_official_code_does_not_keep_is_said():
+    notes = make(**OPTIONS["unordered_repeated"][0]).config.notes
+    assert "[0, 2, 3]" in notes[0]
+    assert not make(**OPTIONS["fpn"][0]).config.notes
 
 
 def test_images_need_not_be_square():
@@ -83,7 +91,9 @@ def test_gradients_reach_every_parameter_of_the_features():
         ({"out_indices": [1, 2]}, "skips others"),
         ({"out_indices": [-1]}, "skips others"),
         ({"out_indices": []}, "skips others"),
-        ({"out_indices": [1, 0]}, "ascend"),
+        ({"out_indices": [1, 0], "use_residual_as_feature": True}, "loses the feature of layer 1"),
+        ({"if_bidirectional": True, "out_indices": [0, 1], "use_residual_as_feature": True}, "no features"),
+        ({"if_bidirectional": True, "depth": 1, "kind": "det", "last_layer_process": "add"}, "no layer runs"),
         ({"if_bidirectional": True}, "no features"),
         ({"patch_size": 32, "stride": 32}, "no layers"),
         ({"img_size": 16, "out_indices": [1]}, "too few"),

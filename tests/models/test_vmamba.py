@@ -188,7 +188,7 @@ def test_a_backbone_names_its_maps_by_stride():
         ({"downsample_version": "none"}, "crashes"),
         ({"posembed": True, "imgsize": 50, "patchembed_version": "v2"}, "multiple of 4"),
         ({"out_indices": [4]}, "do not exist"),
-        ({"patch_size": 2, "patchembed_version": "v2"}, "too small"),
+        ({"patch_size": 1, "patchembed_version": "v2"}, "too small"),
     ],
 )
 def test_what_the_official_code_cannot_run_is_refused(arguments, words):
@@ -207,12 +207,49 @@ def test_what_the_official_code_cannot_run_is_refused(arguments, words):
         ({"depths": 4}, "list of integers"),
         ({"gmlp": "yes"}, "must be a bool"),
         ({"depths": [1, 1], "dims": [16]}, "one entry per stage"),
+        ({"imgsize": [32]}, "imgsize must be"),
+        ({"imgsize": 0}, "imgsize must be"),
     ],
 )
 def test_options_that_do_not_exist_are_named(arguments, words):
     with pytest.raises(UsageError) as caught:
         VmambaConfig(**read_vmamba_arguments(arguments, "test").values)
     assert words in str(caught.value)
+
+
+def test_the_stem_of_two_convolutions_has_the_stride_that_the_names_say():
+    arguments = {**TINY, "patchembed_version": "v2", "out_indices": [0, 1]}
+    for patch, names, rows in ((2, ("p0", "p1"), 66), (4, ("p2", "p3"), 16), (8, ("p4", "p5"), 4)):
+        model = make(**arguments, patch_size=patch)
+        with torch.no_grad():
+            assert model(torch.zeros(1, 3, 64, 64))[0].shape[2] == rows
+        assert model.config.feature_names == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size", "stage"),
+    [
+        ({"downsample_version": "v2"}, (64, 64), None),
+        ({"downsample_version": "v2"}, (64, 12), 2),
+        ({"downsample_version": "v2", "out_indices": [0, 1]}, (64, 12), None),
+        ({"downsample_version": "v3"}, (4, 4), None),
+        ({"downsample_version": "v1", "norm_layer": "ln"}, (4, 4), None),
+        ({"downsample_version": "v1", "norm_layer": "ln"}, (3, 64), 0),
+        ({"downsample_version": "v3", "patchembed_version": "v2", "patch_size": 8}, (2, 64), 0),
+        ({"downsample_version": "v1"}, (36, 64), "odd"),
+    ],
+)
+def test_an_image_too_small_for_a_stage_is_refused_where_the_model_would_crash(arguments, size, stage):
+    model = make(**{**TINY, "depths": [1, 1, 1], **arguments}, imgsize=size)
+    with torch.no_grad():
+        if stage is None:
+            model.config.check_image()
+            model(torch.zeros(1, 3, *size))
+            return
+        with pytest.raises(ModelError, match="wrong axes of an odd" if stage == "odd" else f"stage {stage}"):
+            model.config.check_image()
+        with pytest.raises((ModelError, RuntimeError)):
+            model(torch.zeros(1, 3, *size))
 
 
 @pytest.mark.parametrize("norm", ["ln2d", "bn"])

@@ -1,28 +1,23 @@
 """Reading checkpoints safely: ``.pth``/``.pt`` in the layouts people publish, and ``.safetensors``.
 
-Nothing in a checkpoint is ever executed: pickles are read with ``weights_only=True`` and a short list of harmless
-types.
+Nothing in a checkpoint is ever executed: pickles are read with ``weights_only=True``, see :mod:`.safe_pickle`.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickletools
 import re
-import warnings
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vimdeploy.errors import CheckpointError
 from vimdeploy.files import sha256_file
+from vimdeploy.models.safe_pickle import is_company, load_weights_only, named_globals
 
 _WEIGHTS = {"model": ("model", "state_dict", "model_state_dict", "module"), "ema": ("model_ema", "state_dict_ema")}
 _PROTOCOL_4 = range(140, 151)
@@ -60,9 +55,9 @@ def read_checkpoint(path: Path, weights: str = "model") -> Checkpoint:
 
     """
     _check_file(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    state, entry = _select(path, content, weights)
     notes: list[str] = []
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, notes)
+    state, entry = _select(path, content, weights)
     for prefix in _WRAPPER_PREFIXES:
         if state and all(key.startswith(prefix) for key in state):
             state = {key[len(prefix) :]: value for key, value in state.items()}
@@ -111,19 +106,14 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _read_torch(path: Path) -> dict[str, Any]:
-    # Numbers that training scripts save beside the weights (a best accuracy, say) are numpy scalars.
-    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar  # type: ignore[attr-defined]
-    harmless: list[Any] = [argparse.Namespace, scalar, np.dtype, type(np.dtype("f4")), type(np.dtype("f8"))]
-    # VMamba's training script saves its yacs configuration beside the weights: read as the mapping it is, without yacs.
-    harmless.append((OrderedDict, "yacs.config.CfgNode"))
+def _read_torch(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about pickle protocols
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content, frameworks = load_weights_only(path)
     except Exception as error:
         # torch.load meets damaged bytes at any depth and raises a dozen types, from EOFError to RuntimeError.
         raise _unreadable(path, error) from error
+    if frameworks:
+        notes.append(f"objects of {', '.join(frameworks)} beside the weights were not read")
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}, not a checkpoint.",
@@ -138,6 +128,11 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     if name:
         return CheckpointError(
             f"{path}: loading it would execute code (it calls {name}); nothing was executed.",
+            hint="If you trust its author, load it with torch in a sandbox and save model.state_dict() alone.",
+        )
+    if "Can only" in str(error) or "call reduce" in str(error):
+        return CheckpointError(
+            f"{path}: holds an object beside its weights that cannot be skipped safely; nothing was executed.",
             hint="If you trust its author, load it with torch in a sandbox and save model.state_dict() alone.",
         )
     operand = re.search(r"Unsupported operand (\d+)", str(error))
@@ -157,27 +152,9 @@ def _foreign_name(path: Path) -> str:
 
     torch gives up on pickle protocols that it does not write before it meets the name. Nothing is executed here either.
     """
-    strings = ["", ""]
-    memo: dict[int, str] = {}
-    try:
-        content = path.read_bytes()
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
-                name = argument.replace(" ", ".") if isinstance(argument, str) else ".".join(strings[-2:])
-                if name.split(".")[0] not in ("torch", "collections", "argparse", "numpy"):
-                    return name
-            elif opcode.name.endswith(("PUT", "MEMOIZE")):
-                memo[len(memo) if argument is None else int(argument)] = strings[-1]
-            elif opcode.name.endswith("GET"):
-                strings.append(memo.get(int(argument or 0), ""))
-            elif isinstance(argument, str):
-                strings.append(argument)
-    except Exception:  # damaged bytes fail here in as many ways as in torch.load, and then name nothing
-        pass
-    return ""
+    known = ("torch", "collections", "argparse", "numpy")
+    foreign = (n for n in named_globals(path) if n.partition(".")[0] not in known and not is_company(n))
+    return next(foreign, "")
 
 
 def _select(path: Path, content: Mapping[str, Any], weights: str) -> tuple[dict[str, Tensor], str]:

@@ -33,6 +33,15 @@ class DeitConfig:
     norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
+        for name in ("patch_size", "channels", "embed_dim", "num_heads"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if min(self.grid) < 1:
+            height, width = self.img_size
+            raise ModelError(
+                f"An image of {height} x {width} pixels is smaller than one patch of {self.patch_size}.",
+                hint="Choose a larger image size.",
+            )
         if self.embed_dim % self.num_heads:
             raise UsageError(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}.")
 
@@ -135,7 +144,7 @@ def facts_from_shapes(state: Mapping[str, Tensor], source: str) -> dict[str, Any
         "num_classes": state["head.weight"].shape[0],
         "embed_dim": embed_dim,
         "depth": 1 + max(int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key))),
-        "num_heads": embed_dim // 64,
+        "num_heads": max(embed_dim // 64, 1),
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
     }
 

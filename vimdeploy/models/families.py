@@ -20,6 +20,7 @@ from vimdeploy.models.recognise import (
     SHAPES,
     FamilyConfig,
     Recognised,
+    check_ranks,
     merge_layers,
     recognise_vim,
     refuse_contradictions,
@@ -168,6 +169,9 @@ def _check_deit(checkpoint: Checkpoint) -> None:
             f"{summarise_keys(list(checkpoint.state))}.",
             hint="vimdeploy exports Vision Mamba, VMamba and, to measure against, the DeiT classifiers.",
         )
+    shapes = {name: tuple(value.shape) for key, value in checkpoint.state.items() if (name := common_name(key))}
+    ranks = {"patch_embed.proj.weight": 4, "pos_embed": 3, "head.weight": 2, "mlp.fc1.weight": 2, "attn.qkv.weight": 2}
+    check_ranks(checkpoint, shapes, ranks, "DeiT")
 
 
 def _recognise_deit(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe: Recipe | None) -> Recognised:
@@ -225,7 +229,7 @@ def _classifier_as_backbone(
 ) -> tuple[Checkpoint, Recognised]:
     """Take the layers of a Vim classifier as a backbone without a pyramid, for which it has no weights."""
     given = read_dense_arguments({k: v for k, v in model_args.items() if k in DENSE_ARGUMENTS}, MODEL_ARGS).values
-    if given.get("if_fpn"):
+    if given.get("if_fpn") and given.get("kind") != "det":
         raise ModelError(
             f"{checkpoint.path}: is a classifier; it has no weights for the pyramid that if_fpn asks for.",
             hint="Leave if_fpn out, or pass the segmentor's checkpoint.",
@@ -248,6 +252,7 @@ def _classifier_as_backbone(
     if vim.class_tokens and vim.class_tokens != (0,):
         notes += ("its class token's position embedding was left out where it stands; the official code drops row 0",)
     sources = {**recognised.sources, **dict.fromkeys(given, MODEL_ARGS)}
+    sources["in_chans"] = sources.pop("channels")
     return replace(checkpoint, state=state, notes=notes), Recognised(
         "vim_dense", config, sources, recognised.recipe, (*recognised.notes, *config.notes)
     )

@@ -90,6 +90,8 @@ def load_model(path: Path | None, request: ModelRequest | None = None) -> Loaded
     if request.img_size is not None and request.img_size != config.img_size:
         config, state, note = _resize(config, state, request.img_size, official=request.official_pos_resize)
         notes.append(note)
+    if isinstance(config, VmambaConfig):
+        config.check_image()
     model = build(config)
     load_weights(model, state)
     spec, labels = _input_spec(recognised, config, notes)
@@ -109,6 +111,8 @@ def _random_model(request: ModelRequest) -> LoadedModel:
     recipe = find_recipe(request.arch)
     trained = config_of(recipe)
     config = trained if request.img_size is None else _at_size(trained, request.img_size)
+    if isinstance(config, VmambaConfig):
+        config.check_image()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build(config).eval()

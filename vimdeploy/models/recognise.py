@@ -80,6 +80,11 @@ def recognise_vim(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe:
     values, sources = merge_layers(layers)
     settle_img_size(checkpoint, shapes, layers, values, sources)
     config = VimConfig(**values)
+    if config.num_classes == 0:
+        notes.append(
+            "the weights have no head: the logits are what one would see; for a segmentation backbone without a "
+            "pyramid, pass --task dense"
+        )
     sources.update({f.name: OFFICIAL for f in fields(VimConfig) if f.name not in sources})
     return Recognised("vim", config, sources, recipe or _recipe_for(config), tuple(notes))
 
@@ -100,11 +105,9 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
             f"{summarise_keys(list(shapes))}.",
             hint="vimdeploy exports checkpoints trained with the official Vim code, with its key names.",
         )
-    ranks = {"patch_embed.proj.weight": 4, "pos_embed": 3}
+    ranks = {"patch_embed.proj.weight": 4, "pos_embed": 3, "head.weight": 2}
     ranks |= {first + k: n for k, n in (("A_log", 2), ("dt_proj.weight", 2), ("conv1d.weight", 3))}
-    for key, rank in ranks.items():
-        if key in shapes and (len(shapes[key]) != rank or 0 in shapes[key]):
-            raise CheckpointError(f"{checkpoint.path}: {key} has shape {shapes[key]}: no Vision Mamba has that.")
+    check_ranks(checkpoint, {key: shape for key, shape in shapes.items() if key in ranks}, ranks, "Vision Mamba")
     embed_dim, channels, *patch = shapes["patch_embed.proj.weight"]
     d_inner, d_state = shapes[first + "A_log"]
     facts: dict[str, Any] = {
@@ -135,6 +138,27 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
     else:
         facts["init_layer_scale"] = 1.0  # its trained values are in the weights
     return facts
+
+
+def check_ranks(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int], model: str
+) -> None:
+    """Raise CheckpointError for an empty tensor, or one of another rank than its kind has in ``model``.
+
+    Args:
+        checkpoint: that the shapes are of, for the message.
+        shapes: by key.
+        ranks: by the end of the key.
+        model: name of the family, for the message.
+
+    """
+    for key, shape in shapes.items():
+        rank = next((rank for end, rank in ranks.items() if key.endswith(end)), len(shape))
+        if len(shape) != rank or 0 in shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {key} has shape {shape}: no {model} has that.",
+                hint="Save the whole model's state_dict() again, or compare the file's checksum with the source's.",
+            )
 
 
 def _depth(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -10,6 +10,7 @@ from vimdeploy.models.checkpoint import Checkpoint
 from vimdeploy.models.recipe import Recipe, recipes
 from vimdeploy.models.recognise import (
     MODEL_ARGS,
+    OFFICIAL,
     SHAPES,
     Recognised,
     facts_from_shapes,
@@ -17,9 +18,19 @@ from vimdeploy.models.recognise import (
     refuse_contradictions,
     settle_img_size,
 )
-from vimdeploy.models.vim_dense_config import VimDenseConfig, quarters, read_dense_arguments
+from vimdeploy.models.vim_dense_config import (
+    NOT_OF_DETECTION,
+    VimDenseConfig,
+    quarters,
+    read_dense_arguments,
+)
 
 SHIPPED = "the official segmentation and detection configurations"
+_UNREAD = {
+    *("ssm_cfg", "num_classes", "if_cls_token", "use_double_cls_token", "use_middle_cls_token", "final_pool_type"),
+    *("flip_img_sequences_ratio", "in_chans"),
+}
+"""Arguments of the classifier that a backbone does not read, and those that go by another name here."""
 
 
 def is_dense(checkpoint: Checkpoint) -> bool:
@@ -41,8 +52,10 @@ def recognise_dense(checkpoint: Checkpoint, model_args: Mapping[str, Any], recip
     facts = {name: value for name, value in facts.items() if name not in ("if_cls_token", "num_classes")}
     facts |= {"kind": "seg" if "norm_f.weight" in shapes else "det", "if_fpn": "fpn1.0.weight" in shapes}
     given = read_dense_arguments(model_args, MODEL_ARGS)
-    refuse_contradictions(checkpoint, facts, given.values, MODEL_ARGS, free=())
-    layers: list[tuple[str, dict[str, Any]]] = [(SHAPES, facts), (MODEL_ARGS, given.values)]
+    notes = list(given.notes)
+    mine = _leave_unread(given.values, facts, notes)
+    refuse_contradictions(checkpoint, facts, mine, MODEL_ARGS, free=())
+    layers: list[tuple[str, dict[str, Any]]] = [(SHAPES, facts), (MODEL_ARGS, mine)]
     if recipe is not None:
         if recipe.family != "vim_dense":
             raise UsageError(f"{checkpoint.path}: is a dense backbone, recipe {recipe.name} is not.")
@@ -54,7 +67,18 @@ def recognise_dense(checkpoint: Checkpoint, model_args: Mapping[str, Any], recip
     values["if_cls_token"] = False
     settle_img_size(checkpoint, shapes, layers, values, sources)
     config = VimDenseConfig(**values)
-    return Recognised("vim_dense", config, sources, recipe or _recipe_for(config), (*given.notes, *config.notes))
+    assumed = {*config.official(), "use_fast_path"} - sources.keys() - _UNREAD
+    sources.update(dict.fromkeys(sorted(assumed), OFFICIAL))
+    sources["in_chans"] = sources.pop("channels")
+    return Recognised("vim_dense", config, sources, recipe or _recipe_for(config), (*notes, *config.notes))
+
+
+def _leave_unread(values: Mapping[str, Any], facts: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return the arguments that the official constructor of this backbone reads; note those it only takes."""
+    unread = [name for name in values if facts["kind"] == "det" and name in NOT_OF_DETECTION]
+    if unread:
+        notes.append(f"{', '.join(unread)}: a detection backbone has one map, its official code does not read this")
+    return {name: value for name, value in values.items() if name not in unread}
 
 
 def _shipped(facts: Mapping[str, Any]) -> dict[str, Any]:

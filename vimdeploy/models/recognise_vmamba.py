@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint import Checkpoint
 from vimdeploy.models.recipe import Recipe, recipes
-from vimdeploy.models.recognise import MODEL_ARGS, SHAPES, Recognised, merge_layers, show_value, summarise_keys
+from vimdeploy.models.recognise import (
+    MODEL_ARGS,
+    OFFICIAL,
+    SHAPES,
+    Recognised,
+    check_ranks,
+    merge_layers,
+    show_value,
+    summarise_keys,
+)
 from vimdeploy.models.vmamba_config import ForwardType, VmambaConfig, read_vmamba_arguments
 
 ASSUMED = "the released models (shapes cannot tell)"
 _BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
+_RANKS = {
+    **dict.fromkeys((".A_logs", "classifier.head.weight"), 2),
+    **dict.fromkeys((".in_proj.weight", ".out_proj.weight", ".fc1.weight", ".fc2.weight"), 2),
+    **dict.fromkeys((".x_proj_weight", ".dt_projs_weight"), 3),
+    **dict.fromkeys(("conv2d.weight", "patch_embed.0.weight", "downsample.1.weight", "pos_embed"), 4),
+}
+"""Ranks by the end of the key, of what the configuration is read from."""
 _FREE = ("num_classes", "imgsize", "out_indices")
 """What fine-tuning changes without making it another model."""
 Shapes = Mapping[str, tuple[int, ...]]
@@ -55,6 +71,7 @@ def recognise_vmamba(
         layers.append((ASSUMED, {"forward_type": _forward_type(checkpoint, shapes)}))
     values, sources = merge_layers([*layers, (ASSUMED, {"ssm_act_layer": "silu", "mlp_act_layer": "gelu"})])
     config = VmambaConfig(**values)
+    sources.update({name: OFFICIAL for name in config.official() if name not in sources})
     family = "vmamba_dense" if config.out_indices else "vmamba"
     return Recognised(family, config, sources, named, (*given.notes, *config.notes))
 
@@ -74,7 +91,8 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Any]:
             f"{checkpoint.path}: is not a VMamba: {summarise_keys(missing)} missing; it has "
             f"{summarise_keys(list(shapes))}."
         )
-    depths = _depths(shapes)
+    depths = _depths(checkpoint, shapes)
+    check_ranks(checkpoint, shapes, _RANKS, "VMamba")
     ops = [f"layers.{i}.blocks.0.op." for i in range(len(depths))]
     dims = tuple(shapes[op + "out_proj.weight"][0] for op in ops)
     inner = [shapes[op + "out_proj.weight"][1] for op in ops]
@@ -100,10 +118,19 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _depths(shapes: Shapes) -> tuple[int, ...]:
+def _depths(checkpoint: Checkpoint, shapes: Shapes) -> tuple[int, ...]:
+    """Return the blocks per stage; a gap, or a stage whose first block lacks what it is recognised by, is refused."""
     blocks = {(int(m[1]), int(m[2])) for key in shapes if (m := _BLOCK.match(key))}
-    stages = 1 + max(stage for stage, _ in blocks)
-    return tuple(sum(stage == i for stage, _ in blocks) for i in range(stages))
+    stages = sorted({stage for stage, _ in blocks})
+    mlp = ("mlp.fc1.weight", "mlp.fc2.weight") if any(".mlp." in key for key in shapes) else ()
+    keys = (*mlp, "op.dt_projs_weight", "op.out_proj.weight")
+    missing = [f"layers.{i}.blocks.0.{key}" for i in range(len(stages)) for key in keys]
+    if missing := [key for key in missing if key not in shapes]:
+        raise CheckpointError(
+            f"{checkpoint.path}: {missing[0]} is missing; there are blocks in stages {', '.join(map(str, stages))}.",
+            hint="Save the whole model's state_dict().",
+        )
+    return tuple(sum(stage == i for stage, _ in blocks) for i in range(len(stages)))
 
 
 def _stem_facts(shapes: Shapes) -> dict[str, Any]:
@@ -168,9 +195,7 @@ def _refuse_contradictions(
     for name, value in values.items():
         if name in open_names or name not in facts or value == facts[name]:
             continue
-        if name.endswith("_ratio") and [int(value * d) for d in facts["dims"]] == [
-            int(facts[name] * d) for d in facts["dims"]
-        ]:
+        if _same_effect(name, value, facts):
             continue
         raise UsageError(
             f"{checkpoint.path}: {source} says {name} = {show_value(value)}, the checkpoint's weights say "
@@ -190,13 +215,31 @@ def _refuse_contradictions(
             )
 
 
+def _same_effect(name: str, value: Any, facts: Mapping[str, Any]) -> bool:
+    """Whether the official constructor makes the same model of ``value`` as of ``facts[name]``, which differs."""
+    dims: tuple[int, ...] = facts["dims"]
+    made: Callable[[Any], Any] = {
+        "ssm_ratio": lambda ratio: [int(ratio * dim) for dim in dims],
+        "mlp_ratio": lambda ratio: [int(ratio * dim) for dim in dims],
+        "ssm_dt_rank": lambda rank: [rank or math.ceil(dim / 16) for dim in dims],
+        # patchembed v2 reads the half of it alone
+        "patch_size": lambda size: size // 2 if facts["patchembed_version"] == "v2" else size,
+        "imgsize": lambda pair: [size // facts["patch_size"] for size in pair],
+        # the maps come in the stages' order, whatever the arguments' is
+        "out_indices": lambda indices: sorted(set(indices)),
+    }.get(name, lambda other: other)
+    return bool(made(value) == made(facts[name]))
+
+
 def _without_effect(facts: Mapping[str, Any], values: Mapping[str, Any]) -> set[str]:
-    """Return the options of the convolution that the official code does not read."""
-    if "forward_type" in values and ForwardType.parse(values["forward_type"]).original:
-        return {"ssm_conv", "ssm_conv_bias"}
-    if facts["ssm_conv"] < 2 and values.get("ssm_conv", -1) < 2:
-        return {"ssm_conv", "ssm_conv_bias"}
-    return set()
+    """Return the options that the official code does not read in this model."""
+    unread = {"num_classes"} if facts["out_indices"] else set()
+    if facts["mlp_ratio"] == 0:
+        unread.add("gmlp")
+    original = "forward_type" in values and ForwardType.parse(values["forward_type"]).original
+    if original or (facts["ssm_conv"] < 2 and values.get("ssm_conv", -1) < 2):
+        unread |= {"ssm_conv", "ssm_conv_bias"}
+    return unread
 
 
 def _released_with(facts: Mapping[str, Any], shapes: Shapes) -> Recipe | None:

@@ -71,7 +71,7 @@ class RotaryEmbedding(nn.Module):
         """Rotate tokens (B, L, D)."""
         skipped = tokens.shape[1] % 2
         rest = tokens[:, skipped:]
-        pairs = rest.reshape(*rest.shape[:-1], -1, 2)
+        pairs = rest.reshape(*rest.shape[:-1], rest.shape[-1] // 2, 2)
         quarter_turn = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).reshape(rest.shape)
         rotated = rest * self.freqs_cos + quarter_turn * self.freqs_sin
         return torch.cat([tokens[:, :1], rotated], dim=1) if skipped else rotated

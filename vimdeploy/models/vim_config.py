@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from vimdeploy.errors import ModelError, UsageError, nearest
 
@@ -202,6 +202,8 @@ def _convert(name: str, value: Any, source: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         expected = "number" if isinstance(kind, tuple) else kind.__name__
         raise UsageError(f"{source}: {name} must be a {expected}, not {value!r}.")
+    if name == "stride" and not cast(int, value) > 0:
+        raise UsageError(f"{source}: stride must be at least 1, not {value!r}.")
     return value
 
 
@@ -228,7 +230,8 @@ def _check_values(config: VimConfig) -> None:
         height, width = config.img_size
         raise ModelError(
             f"An image of {height} x {width} pixels is smaller than one patch of "
-            f"{config.patch_size[0]} x {config.patch_size[1]}."
+            f"{config.patch_size[0]} x {config.patch_size[1]}.",
+            hint="Choose a larger image size.",
         )
     if 0 < config.flip_img_sequences_ratio <= 1:
         raise ModelError(
@@ -249,20 +252,22 @@ def _check_class_token(config: VimConfig) -> None:
 
 def _check_rope(config: VimConfig) -> None:
     patch, (height, width) = config.patch_size[0], config.img_size
+    rotations = (height // patch) ** 2
+    single = rotations == 1  # broadcast over any sequence; at position 0 it changes nothing
     reasons = [
-        (config.if_cls_token and config.use_double_cls_token, "two class tokens"),
+        (config.if_cls_token and config.use_double_cls_token and not single, "two class tokens"),
         (config.patch_size[0] != config.patch_size[1], "a patch that is not square"),
         (height != width, f"an image that is not square ({height} x {width})"),
         (config.embed_dim % 4 != 0, f"an embed_dim that 4 does not divide ({config.embed_dim})"),
         (
-            config.num_patches != (height // patch) ** 2,
-            f"stride {config.stride} with patch {patch}: {config.num_patches} patches, rotations for "
-            f"{(height // patch) ** 2}",
+            config.num_patches != rotations and not single,
+            f"stride {config.stride} with patch {patch}: {config.num_patches} patches, rotations for {rotations}",
         ),
-        (config.num_patches % 2 == 1, f"an odd number of patches ({config.num_patches})"),
+        (config.num_patches % 2 == 1 and not single, f"an odd number of patches ({config.num_patches})"),
     ]
     for crashes, why in reasons:
         if crashes:
             raise ModelError(
-                f"The official rotary embedding (if_rope) crashes on {why}; there is nothing to reproduce."
+                f"The official rotary embedding (if_rope) crashes on {why}; there is nothing to reproduce.",
+                hint="It serves square images with an even number of patches that do not overlap, and one class token.",
             )

@@ -36,7 +36,7 @@ class VisionMambaDense(VisionMamba):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Return the feature maps of images (B, C, H, W); with a pyramid, finest first."""
         tokens = self.patch_embed(images) + self.pos_embed
-        wanted = () if self.config.kind == "det" else self.config.out_indices
+        wanted = self.config.layers_out
         if self.config.if_bidirectional:
             hidden, residual = self._run_pairs(tokens)
             features: list[Tensor] = []
@@ -71,9 +71,9 @@ class VisionMambaDense(VisionMamba):
         return hidden, residual, features
 
     def _process_last(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
-        if self.config.last_layer_process == "none" or residual is None:
+        if self.config.last_layer_process == "none":
             return hidden
-        total = hidden + residual
+        total = hidden if residual is None else hidden + residual
         return cast(Tensor, self.norm_f(total)) if self.config.last_layer_process == "add & norm" else total
 
     def _to_map(self, tokens: Tensor) -> Tensor:

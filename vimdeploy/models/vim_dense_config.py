@@ -14,6 +14,8 @@ from vimdeploy.models.vim_config import OfficialArguments, VimConfig, read_offic
 
 LAST_LAYER_PROCESSES = ("none", "add", "add & norm")
 DENSE_ARGUMENTS = ("kind", "out_indices", "if_fpn", "use_residual_as_feature", "last_layer_process", "out_feature")
+NOT_OF_DETECTION: dict[str, Any] = {"out_indices": (), "if_fpn": False, "use_residual_as_feature": False}
+"""Fields that a detection backbone has only in name: its official constructor takes them and never reads them."""
 _IGNORED_ARGUMENTS = ("use_checkpoint", "type", "final_pool_type", "flip_img_sequences_ratio")
 """What the dense forward never reads."""
 
@@ -48,15 +50,30 @@ class VimDenseConfig(VimConfig):
             raise UsageError("A dense backbone has no class token; leave if_cls_token out.")
         if not self.if_abs_pos_embed:
             raise ModelError("if_abs_pos_embed false: the official dense backbones crash without position embeddings.")
+        if self.last_layer_process == "add" and not self.runs_layers:
+            raise ModelError(
+                f"last_layer_process 'add' with depth {self.depth}: no layer runs (if_bidirectional runs pairs), and "
+                "the official code crashes on the residual that is not there."
+            )
         if self.kind == "seg":
             _check_features(self)
             return
-        for name, value in (("out_indices", ()), ("if_fpn", False), ("use_residual_as_feature", False)):
-            object.__setattr__(self, name, value)  # what a detection backbone does not have
+        for name, value in NOT_OF_DETECTION.items():
+            object.__setattr__(self, name, value)
         if self.last_layer_process == "add & norm":
             raise ModelError(
                 "last_layer_process 'add & norm': the official detection backbone deletes its last norm and crashes."
             )
+
+    @property
+    def runs_layers(self) -> bool:
+        """Whether any layer runs; a pair of them is one step of ``if_bidirectional``."""
+        return self.depth >= (2 if self.if_bidirectional else 1)
+
+    @property
+    def layers_out(self) -> tuple[int, ...]:
+        """``out_indices`` in the order in which the official code returns them: that of the layers, each once."""
+        return tuple(sorted(set(self.out_indices)))
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -64,17 +81,25 @@ class VimDenseConfig(VimConfig):
         if self.kind == "det":
             return (self.out_feature,)
         if not self.if_fpn:
-            return tuple(f"feat_{i}" for i in self.out_indices)
+            return tuple(f"feat_{i}" for i in self.layers_out)
         finest = self.stride.bit_length() - 1 - (2 if self.patch_size[0] == 16 else 1)
-        count = 4 if len(self.out_indices) == 1 else len(self.out_indices)
+        count = 4 if len(self.layers_out) == 1 else len(self.layers_out)
         return tuple(f"p{finest + i}" if finest >= 0 else f"level_{i}" for i in range(count))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know about the official code here."""
-        if self.img_size[0] == self.img_size[1]:
-            return ()
-        return ("the official dense backbones serve square images only; the map is laid out as the patches are",)
+        notes = []
+        if self.img_size[0] != self.img_size[1]:
+            notes.append(
+                "the official dense backbones serve square images only; the map is laid out as the patches are"
+            )
+        if self.out_indices != self.layers_out:
+            notes.append(
+                f"out_indices {list(self.out_indices)}: as officially, the features come in the layers' order, each "
+                f"once: {list(self.layers_out)}"
+            )
+        return tuple(notes)
 
     def official(self) -> dict[str, Any]:
         """Return the configuration as arguments of the official constructor (``kind`` names the class)."""
@@ -130,13 +155,16 @@ def _check_features(config: VimDenseConfig) -> None:
     indices, last = config.out_indices, config.depth - 1
     if not indices or any(not 0 <= i <= last for i in indices):
         raise ModelError(
-            f"out_indices {list(indices)}: there are layers 0 to {last}; the official code skips others in silence."
+            f"out_indices {list(indices)}: there are layers 0 to {last}; the official code skips others in silence.",
+            hint=f"Name layers of this model, for example {list(quarters(config.depth))}.",
         )
-    if list(indices) != sorted(set(indices)):
+    if config.use_residual_as_feature and last in indices and indices[-1] != last:
         raise ModelError(
-            f"out_indices {list(indices)} must ascend: the official code returns features in the layers' order."
+            f"out_indices {list(indices)} with use_residual_as_feature: the official code loses the feature of layer "
+            f"{last} in silence, unless {last} stands last.",
+            hint=f"Write out_indices {list(config.layers_out)}.",
         )
-    if config.if_bidirectional and (indices != (last,) or not config.use_residual_as_feature):
+    if config.if_bidirectional and (config.layers_out != (last,) or not config.use_residual_as_feature):
         raise ModelError(
             "if_bidirectional: the official segmentation backbone then collects no features but the last residual.",
             hint=f"Only out_indices [{last}] with use_residual_as_feature true gives an output.",
@@ -149,12 +177,13 @@ def _check_pyramid(config: VimDenseConfig) -> None:
     patch = config.patch_size
     if patch not in ((16, 16), (8, 8)):
         raise ModelError(f"if_fpn has no layers for patch_size {patch[0]} x {patch[1]}: the official code crashes.")
-    if len(config.out_indices) > 4:
-        raise ModelError(f"if_fpn has four levels, out_indices {len(config.out_indices)}: the official code crashes.")
+    if len(config.layers_out) > 4:
+        raise ModelError(f"if_fpn has four levels, out_indices {len(config.layers_out)}: the official code crashes.")
     levels = len(config.feature_names)
     divisor = ([1, 1, 1, 2] if patch[0] == 16 else [1, 1, 2, 4])[levels - 1]
     if min(config.grid) < divisor:
         raise ModelError(
             f"An image of {config.img_size[0]} x {config.img_size[1]} pixels has {config.grid[0]} x {config.grid[1]} "
-            f"patches: too few for the coarsest level of the pyramid, which divides them by {divisor}."
+            f"patches: too few for the coarsest level of the pyramid, which divides them by {divisor}.",
+            hint=f"Choose an image of at least {divisor} patches per side.",
         )

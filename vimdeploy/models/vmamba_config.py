@@ -158,7 +158,10 @@ class VmambaConfig:
                 f"ssm_conv {self.ssm_conv}: an even convolution shrinks the image; the official code crashes."
             )
         if wrong := [i for i in self.out_indices if not 0 <= i < len(self.depths)]:
-            raise ModelError(f"out_indices {wrong} do not exist: there are stages 0 to {len(self.depths) - 1}.")
+            raise ModelError(
+                f"out_indices {wrong} do not exist: there are stages 0 to {len(self.depths) - 1}.",
+                hint=f"Name stages of this model, for example {list(range(len(self.depths)))}.",
+            )
         if self.posembed:
             self._check_posembed()
 
@@ -194,7 +197,8 @@ class VmambaConfig:
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of a backbone's outputs: p2 at stride 4, p3 at stride 8, ..."""
-        first = self.patch_size.bit_length() - 1
+        stride = self.patch_size if self.patchembed_version == "v1" else (self.patch_size // 2) ** 2
+        first = stride.bit_length() - 1
         return tuple(f"p{first + i}" for i in sorted(set(self.out_indices)))
 
     @property
@@ -223,6 +227,29 @@ class VmambaConfig:
         if not self.out_indices:
             values.pop("out_indices")
         return values
+
+    def check_image(self) -> None:
+        """Raise ModelError where images of ``imgsize`` have too few pixels for a stage, or an odd map that v1 refuses.
+
+        A model without position embeddings takes other sizes than ``imgsize``, so this is asked where a size is meant.
+        """
+        sizes = self.grid
+        for stage in range(max(self.out_indices, default=len(self.depths) - 1) + 1):
+            if stage and self.downsample_version == "v1" and self.norm_layer != "ln" and any(n % 2 for n in sizes):
+                raise ModelError(
+                    f"downsample_version 'v1' with norm_layer '{self.norm_layer}' on a {sizes[0]} x {sizes[1]} map: "
+                    "the official code pads the wrong axes of an odd map and crashes.",
+                    hint="Choose an image size whose maps stay even.",
+                )
+            if stage:
+                odd = 0 if self.downsample_version == "v2" else 1
+                sizes = ((sizes[0] + odd) // 2, (sizes[1] + odd) // 2)
+            if min(sizes) < 1:
+                raise ModelError(
+                    f"An image of {self.imgsize[0]} x {self.imgsize[1]} pixels is too small: nothing is left of it in "
+                    f"stage {stage} of {len(self.depths)}.",
+                    hint="Choose a larger image size with --img-size.",
+                )
 
     def _check_posembed(self) -> None:
         official = (self.imgsize[0] // self.patch_size, self.imgsize[1] // self.patch_size)
@@ -264,9 +291,16 @@ def _convert(name: str, value: Any, default: Any, source: str) -> Any:
     if name == "ssm_dt_rank" and value == "auto":
         return 0
     if isinstance(default, tuple):
-        if name in ("imgsize", "dims") and type(value) is int:
-            return (value, value) if name == "imgsize" else value
-        if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
+        if name == "dims" and type(value) is int:
+            return value
+        if name == "imgsize" and type(value) is int:
+            value = (value, value)
+        whole = isinstance(value, (list, tuple)) and all(type(v) is int for v in value)
+        if name == "imgsize":
+            if whole and len(value) == 2 and min(value) > 0:
+                return tuple(value)
+            raise UsageError(f"{source}: imgsize must be a positive integer or a pair (height, width), not {value!r}.")
+        if whole:
             return tuple(value)
         wanted = "list of integers"
     else:
@@ -294,7 +328,7 @@ def _check_numbers(config: VmambaConfig) -> None:
             f"dims {list(config.dims)}, depths {list(config.depths)}, num_classes {config.num_classes} and ssm_dt_rank "
             f"{config.ssm_dt_rank} must be positive."
         )
-    if config.patchembed_version == "v2" and config.patch_size < 4:
+    if config.patchembed_version == "v2" and config.patch_size < 2:
         raise ModelError(
             f"patchembed_version 'v2' makes its two strides of patch_size // 2: {config.patch_size} is too small."
         )
