@@ -99,6 +99,8 @@ def measure(call: Callable[[], Any], images: int, seconds: float = SECONDS) -> d
 class NullDevice(Device):
     """A device that does nothing, at once: what is left is Python's own time."""
 
+    dlpack_device = (2, 0)
+
     def __init__(self) -> None:
         self._memory: list[Any] = []
 

@@ -15,7 +15,8 @@ from vimdeploy.build import BuildRequest, build_engine
 from vimdeploy.engine import trt
 from vimdeploy.engine.boundary import Messages
 from vimdeploy.engine.cuda import CudaDevice
-from vimdeploy.engine.device_session import DeviceArray, DeviceSession
+from vimdeploy.engine.device_array import DeviceArray
+from vimdeploy.engine.device_session import DeviceSession
 from vimdeploy.engine.options import BuildOptions
 from vimdeploy.errors import MissingDependencyError
 
@@ -72,7 +73,7 @@ def test_batches_of_any_size_from_the_host(device: CudaDevice, graphs: int) -> N
             for batch in (1, 2, 3, 8, 9, 65):
                 x = images(batch, repeat)
                 np.testing.assert_array_equal(session(x), expected(x))
-        assert bool(session._slots[0].captured()) == bool(graphs)
+        assert bool(session._pool.slots[0].captured()) == bool(graphs)
 
 
 def test_threads_share_contexts(device: CudaDevice) -> None:

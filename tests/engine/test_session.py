@@ -90,10 +90,24 @@ def test_an_onnx_session_has_the_face_of_a_session(tiny: Path) -> None:
         np.testing.assert_array_equal(pending.result()["logits"], session(images(5)))
         with pytest.raises(UsageError, match="float64"):
             session(images(2).astype(np.float64))
+        wide = torch.zeros(3, 10)
+        assert session.run({"images": images(3)}, {"logits": wide})["logits"] is wide
+        np.testing.assert_array_equal(wide.numpy(), out)
+        for wrong in (np.zeros((1, 10), np.float32), np.zeros((3, 10), np.float16), [1.0]):
+            with pytest.raises(UsageError, match="logits"):
+                session.run({"images": images(3)}, {"logits": wrong})
         with ThreadPoolExecutor(4) as pool:
             results = list(pool.map(lambda seed: session(images(2, seed)), range(8)))
         for seed, result in enumerate(results):
             np.testing.assert_allclose(result, session(images(2, seed)), atol=1e-6)
+
+
+def test_a_closed_onnx_session_says_so(tiny: Path) -> None:
+    session = OnnxSession(tiny)
+    session.close()
+    for call in (session.run, session.submit):
+        with pytest.raises(UsageError, match="this session is closed"):
+            call({"images": images(1)})
 
 
 def test_a_fixed_batch_is_filled_up(tiny: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy.engine.boundary import Built, Config, Layer, Messages, ParseProblem, Profile, Progress, Tensor
-from vimdeploy.errors import MissingDependencyError
+from vimdeploy.errors import MissingDependencyError, VimdeployError
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -242,8 +242,19 @@ class Engine:
         return report
 
     def context(self) -> Context:
-        """Create an execution context. Contexts are not thread-safe: one per thread."""
-        return Context(self._engine.create_execution_context())
+        """Create an execution context. Contexts are not thread-safe: one per thread.
+
+        Raises:
+            VimdeployError: there is no memory for it.
+
+        """
+        context: trt.IExecutionContext | None = self._engine.create_execution_context()
+        if context is None:
+            raise VimdeployError(
+                "TensorRT has no memory for an execution context",
+                hint="Open the session with fewer contexts or graphs, or free the GPU ('nvidia-smi' shows its users).",
+            )
+        return Context(context)
 
 
 class Context:
