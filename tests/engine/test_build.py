@@ -18,6 +18,7 @@ from vimdeploy.build import BuildRequest, BuiltEngine, build_engine
 from vimdeploy.engine import build as engine_build
 from vimdeploy.engine import plugin, trt
 from vimdeploy.engine.boundary import Config, Messages
+from vimdeploy.engine.cuda import CudaDevice
 from vimdeploy.engine.options import BuildOptions
 from vimdeploy.engine.progress import Tracker
 from vimdeploy.engine.sidecar import read_engine_manifest
@@ -250,13 +251,39 @@ def test_profiles_that_do_not_fit(tiny: Path, tmp_path: Path) -> None:
         ({"compute_capabilities": ("sm_88",)}, "unknown compute capability 'sm_88'"),
         ({"compute_capabilities": ()}, "has to know for which GPUs"),
         ({"version_compatible": True}, "--version-compatible does not exist for --runtime rtx"),
-        ({"strip_weights": True}, "--strip-weights does not exist for --runtime rtx"),
+        ({"strip_weights": True}, "TensorRT-RTX compiles what puts weights back on a GPU"),
         ({"optimization_level": 9}, "not between 0 and 5"),
     ):
         with pytest.raises(UsageError) as caught:
             make(tiny, tmp_path / "x.engine", dataclasses.replace(RTX, **options), precision="fp32")  # type: ignore[arg-type]
         assert message in caught.value.message
     assert not list(tmp_path.iterdir())
+
+
+def test_float32_means_float32_unless_tf32_is_allowed(tiny: Path, tmp_path: Path) -> None:
+    """TensorRT rounds the inputs of float32 products to 10 bits by default. An RTX plan spells its setting out."""
+    for allowed in (False, True):
+        built = make(tiny, tmp_path / f"{allowed}.engine", dataclasses.replace(RTX, tf32=allowed), precision="fp16")
+        plan = built.path.read_bytes()
+        settings = {b"tf32=0": plan.count(b" tf32=0"), b"tf32=1": plan.count(b" tf32=1")}
+        assert bool(settings[b"tf32=1"]) == allowed, settings
+        assert bool(settings[b"tf32=0"]) == (not allowed), settings
+        assert read_engine_manifest(built.path).tf32 == allowed
+
+
+def test_why_weights_cannot_be_stripped_ahead_of_time(tiny: Path) -> None:
+    """The refusal of --strip-weights with --runtime rtx tells the truth, and only as long as this fails."""
+    try:
+        CudaDevice()
+    except MissingDependencyError:
+        pass
+    else:
+        pytest.skip("a GPU is here: what TensorRT-RTX lacks without one cannot be shown")
+    parsed = engine_build.parse(onnx.load(tiny), trt.load("rtx"), "vim.onnx", "fp32")
+    profiles = engine_build.make_profiles(onnx.load(tiny), RTX, (1, 8, 64))
+    config = Config(profiles=profiles, compute_capabilities=("sm_89",), optimization_level=0, strip_weights=True)
+    assert parsed.network.build(config).plan is None
+    assert "CUDA_SUCCESS" in " ".join(parsed.messages.errors())
 
 
 def test_what_tensorrt_says_of_a_wrong_profile_is_translated(tiny: Path) -> None:

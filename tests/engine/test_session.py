@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,6 @@ import torch
 import vimdeploy
 from vimdeploy.build import BuildRequest, build_engine
 from vimdeploy.convert import ConvertRequest, convert
-from vimdeploy.engine import timing
 from vimdeploy.engine.cuda import CudaDevice
 from vimdeploy.engine.options import BuildOptions, parse_size
 from vimdeploy.engine.session import OnnxSession, this_machine
@@ -238,34 +236,6 @@ def test_the_machine_is_described_by_what_is_there(plan: Path) -> None:
     machine = this_machine(read_engine_manifest(plan))
     assert set(machine.versions) == {"rtx"}
     assert (machine.compute_capability is None) == (not has_gpu())
-
-
-def rewrite(path: Path, letter: str, rounds: int) -> None:
-    for _ in range(rounds):
-        seen = timing.read(path)
-        assert len(set(seen)) <= 1, "half of one cache and half of another"
-        timing.write(path, letter.encode() * 200_000)
-
-
-def test_two_builds_share_a_timing_cache(tmp_path: Path) -> None:
-    path = timing.cache_file(tmp_path / "deep" / "er", "11.4.0", "NVIDIA H200", "sm_90")
-    assert path.name == "tensorrt-11.4.0-sm_90-nvidia-h200.timing"
-    assert timing.read(path) == b""
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=rewrite, args=(path, letter, 8)) for letter in "abc"]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [w.exitcode for w in workers] == [0, 0, 0]
-    assert timing.read(path) in {letter * 200_000 for letter in (b"a", b"b", b"c")}
-    assert {p.suffix for p in path.parent.iterdir()} <= {".timing", ".lock"}
-
-
-def test_a_timing_cache_that_cannot_be_kept_says_where(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ArtifactError, match="cannot be kept there"):
-        timing.read(tmp_path / "file" / "x.timing")
 
 
 @pytest.mark.parametrize(
