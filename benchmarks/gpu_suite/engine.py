@@ -19,6 +19,8 @@ from benchmarks.gpu_suite.store import NOT_MEASURED, Store
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = Path("tests", "engine", "test_gpu.py")
+NEEDED = ("numpy", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "pydantic")
+"""What exporting and ONNX Runtime take; cuda-bindings and TensorRT say themselves if they are missing."""
 _DONE = ("passed", "measured")
 
 
@@ -39,10 +41,15 @@ def _is_fine(store: Store) -> bool:
     return all(not str(case["status"]).startswith("FAILED") for case in store.cases.values())
 
 
+def _missing(*packages: str) -> str:
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"{NOT_MEASURED}: {', '.join(absent)} is not installed" if absent else ""
+
+
 def run_tests(*, dry_run: bool, seconds: float, tests: Path = TESTS) -> dict[str, Any]:
     """Run the tests marked ``gpu``; without a GPU each of them says what is missing."""
-    if importlib.util.find_spec("pytest") is None:
-        return {"status": f"{NOT_MEASURED}: pytest is not installed"}
+    if missing := _missing("pytest", *NEEDED):
+        return {"status": missing}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", str(tests), "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
@@ -78,11 +85,13 @@ def read_junit(text: str, output: str) -> dict[str, Any]:
 
 def measure_sessions(*, dry_run: bool, seconds: float) -> dict[str, Any]:
     """Measure sessions on a plan built here, against TensorRT's other Python runner where that is installed."""
+    if dry_run:
+        return {"status": f"{NOT_MEASURED}: dry run"}
+    if missing := _missing(*NEEDED):
+        return {"status": missing}
     from benchmarks import engine
     from vimdeploy.errors import MissingDependencyError, VimdeployError
 
-    if dry_run:
-        return {"status": f"{NOT_MEASURED}: dry run"}
     with tempfile.TemporaryDirectory() as folder:
         try:
             rows = engine.tensorrt(engine.build_plan(engine.export_digits(Path(folder)), Path(folder)))

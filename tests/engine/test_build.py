@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from vimdeploy.engine.cuda import CudaDevice
 from vimdeploy.engine.options import BuildOptions
 from vimdeploy.engine.progress import Tracker
 from vimdeploy.engine.sidecar import read_engine_manifest
-from vimdeploy.engine.translate import runtime_error
+from vimdeploy.engine.translate import parse_error, runtime_error
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.graph import bodies, contract
 
@@ -225,8 +226,6 @@ def test_a_truncated_model_is_refused_by_us_and_in_words_by_tensorrt(tiny: Path,
         make(cut, tmp_path / "x.engine")
     network, problems = trt.load("rtx").parse(cut.read_bytes(), Messages())
     assert network is None
-    from vimdeploy.engine.translate import parse_error
-
     assert "not an ONNX model, or a truncated one" in str(parse_error("cut.onnx", problems))
 
 
@@ -240,6 +239,42 @@ def test_a_node_that_tensorrt_does_not_know_is_named() -> None:
         MissingDependencyError, match=r"node 'scan_7' \(SelectiveScam\): TensorRT does not know a plugin"
     ):
         engine_build.parse(model, trt.load("rtx"), "m.onnx", "fp32")
+
+
+def one_node(op: str, domain: str = "", opset: int = 20) -> onnx.ModelProto:
+    from onnx import helper
+
+    values = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 4]) for n in "xy"]
+    node = helper.make_node(op, ["x"], ["y"], "node_7", domain=domain)
+    opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    return helper.make_model(
+        helper.make_graph([node], "g", values[:1], values[1:]), opset_imports=opsets, ir_version=10
+    )
+
+
+def test_what_the_real_parser_says_of_operators_it_does_not_take() -> None:
+    """The gate before it refuses foreign operators; should one get through, TensorRT's own words become ours."""
+    owner = trt.load("rtx")
+    for op, domain, said in (
+        ("aten_flip", "org.pytorch.aten", r"node 'node_7' \(aten_flip\): TensorRT does not know a plugin"),
+        ("StringConcat", "", r"node 'node_7' \(StringConcat\): TensorRT does not support this operator here$"),
+    ):
+        network, problems = owner.parse(one_node(op, domain).SerializeToString(), Messages())
+        assert network is None
+        error = parse_error("m.onnx", problems)
+        assert re.search(said, error.message), error.message
+        assert error.hint
+
+
+def test_tensorrt_takes_any_opset_so_the_gate_must_not() -> None:
+    """Its parser reads opset 99 by rules of an opset it knows; nobody could say what comes out."""
+    owner = trt.load("rtx")
+    for opset in (5, 99):
+        model = one_node("Relu", opset=opset)
+        network, _ = owner.parse(model.SerializeToString(), Messages())
+        assert network is not None, "the real parser has learnt to refuse it: this test may go"
+        with pytest.raises(ArtifactError, match=f"uses opset {opset}; 18 to 23 can be built"):
+            engine_build.parse(model, owner, "m.onnx", "fp32")
 
 
 def test_profiles_that_do_not_fit(tiny: Path, tmp_path: Path) -> None:
@@ -356,3 +391,28 @@ def test_a_stale_manifest_is_noticed(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is not the file that its manifest describes"):
         make(model, tmp_path / "x.engine")
     assert plugin.ENVIRONMENT == "VIMDEPLOY_PLUGIN"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "has manifest schema 99; this vimdeploy reads up to 1"),
+        ({"schema_version": None}, "is not a vimdeploy manifest"),
+        ({"contract": None}, "contract"),
+    ],
+)
+def test_an_onnx_of_another_vimdeploy_ends_with_a_message(
+    tiny: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    model = tmp_path / "vim.onnx"
+    model.write_bytes(tiny.read_bytes())
+    sidecar = json.loads(tiny.with_name("vim.onnx.json").read_text())
+    (tmp_path / "vim.onnx.json").write_text(json.dumps({**sidecar, **change}))
+    arguments = ["build-engine", str(model), "--runtime", "rtx", "--compute-capability", "sm_89"]
+    done = subprocess.run(
+        [*CLI, *arguments], capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "300"}
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"vim.onnx", "vim.onnx.json"}

@@ -109,11 +109,33 @@ def test_torch_tensors_stay_on_the_device(device: CudaDevice) -> None:
                 np.testing.assert_array_equal(
                     torch.as_tensor(y, device="cuda").cpu().numpy(), expected(images(batch, repeat))
                 )
+                np.testing.assert_array_equal(y.numpy(), expected(images(batch, repeat)))
+                taken = torch.from_dlpack(y)
+                assert taken.is_cuda
+                assert taken.data_ptr() == y.address
+                del y
+                np.testing.assert_array_equal(taken.cpu().numpy(), expected(images(batch, repeat)))
         out = torch.empty(4, 4, device="cuda")
         x = torch.from_numpy(images(4)).cuda()
         for _ in range(4):
             assert session.run({"images": x}, {"logits": out})["logits"] is out
         np.testing.assert_array_equal(out.cpu().numpy(), expected(images(4)))
+
+
+def test_inputs_that_another_stream_is_still_filling(device: CudaDevice) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a torch that sees the GPU")
+    x = torch.from_numpy(images(8)).cuda()
+    with DeviceSession(lambda: CopyContext(device), device, TENSORS, PROFILE) as session:
+        for _ in range(5):
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                late = torch.zeros_like(x)
+                torch.cuda._sleep(20_000_000)
+                late.copy_(x)
+                y = session(late)
+            np.testing.assert_array_equal(y.numpy(), expected(images(8)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -200,6 +200,9 @@ def broken(plan: Path, folder: Path, change: Callable[[dict[str, Any]], None], p
     return path
 
 
+OTHER_PLUGIN = {"version": "9", "sha256": "0" * 64, "file": "libother.so", "embedded": False}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -209,6 +212,8 @@ def broken(plan: Path, folder: Path, change: Callable[[dict[str, Any]], None], p
         (lambda d: d.update(kind="onnx"), "is not the manifest of an engine"),
         (lambda d: d.pop("precision"), "precision: Field required"),
         (lambda d: d["tensorrt"].update(version="0.9.9"), "was built by TensorRT-RTX 0.9.9"),
+        (lambda d: d.update(plugin=OTHER_PLUGIN), "needs the plugin library libother.so (version 9)"),
+        (lambda d: d.update(plugin={"version": "9"}), "plugin.sha256: Field required"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(

@@ -81,7 +81,8 @@ def this_machine(manifest: EngineManifest, plugin: Path | None = None) -> Machin
     with suppress(MissingDependencyError):
         _, capability, driver = CudaDevice().facts()
     library = None
-    if manifest.plugin and not manifest.plugin.embedded and version:
+    # TensorRT-RTX takes no plugins: a manifest that says otherwise lies, and no library here could be the right one.
+    if manifest.plugin and not manifest.plugin.embedded and version and flavour != "rtx":
         with suppress(MissingDependencyError):
             library = plugins.find_library(plugin, tensorrt_version=version)
     return Machine(
