@@ -331,13 +331,18 @@ def test_a_session_nobody_closes_gives_its_memory_back() -> None:
 
 def test_a_graph_is_not_destroyed_while_it_runs() -> None:
     device = FakeDevice()
-    with session(device, graphs=1) as s:
-        held = OnDevice(device, images(15))
-        out = OnDevice(device, np.zeros((15, 4), np.float32))
-        for _ in range(3):  # 8 and 7 images in one call: two graphs on the stream, room for one
-            s.run({"images": held}, {"logits": out})
-            np.testing.assert_array_equal(at(out.address, (15, 4)), expected(images(15)))
-        assert device.counts["release"] >= 1
+    profile = {"images": ((2, 3, 2, 2), (16, 3, 2, 2), (16, 3, 2, 2))}
+    x = images(32)
+    both, to_both = OnDevice(device, x), OnDevice(device, np.zeros((32, 4), np.float32))
+    half, to_half = OnDevice(device, x[:16]), OnDevice(device, np.zeros((16, 4), np.float32))
+    half.address, to_half.address = both.address, to_both.address
+    with DeviceSession(lambda: FakeContext(device, 16), device, TENSORS, profile, graphs=1) as s:
+        s.run({"images": both}, {"logits": to_both})
+        s.run({"images": half}, {"logits": to_half})  # the first half is captured
+        assert (device.counts["capture"], device.counts.get("launch")) == (1, None)
+        s.run({"images": both}, {"logits": to_both})  # it is launched; the second half's graph takes its place
+        assert (device.counts["capture"], device.counts["launch"], device.counts["release"]) == (2, 1, 1)
+        np.testing.assert_array_equal(at(to_both.address, (32, 4)), expected(x))
 
 
 @pytest.mark.parametrize("contexts", [1, 3])
