@@ -2,9 +2,11 @@
 
     python benchmarks/engine.py                          # the digits model, on whatever this machine has
     python benchmarks/engine.py --onnx vim.onnx --engine vim.engine
+    python benchmarks/engine.py --no-conversion          # without Vim-B, which takes minutes to export
 
-Without a GPU the TensorRT rows say 'not measured'. The overhead row needs none: it is the time that Python takes from
-the call to the launch, on a device that does nothing. Results go to benchmarks/results/engine.json and engine.md.
+Without a GPU the TensorRT rows say 'not measured'; with one and no --engine, a plan is built here. Two rows need none:
+the overhead is the time that Python takes from the call to the launch, on a device that does nothing; the conversion is
+the precision pass over Vim-B, of random weights. Results go to benchmarks/results/engine.json and engine.md.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +31,7 @@ from vimdeploy.engine.boundary import Tensor
 from vimdeploy.engine.cuda import CudaDevice, Device
 from vimdeploy.engine.device_session import DeviceSession
 from vimdeploy.engine.session import OnnxSession, Session
-from vimdeploy.errors import VimdeployError
+from vimdeploy.errors import MissingDependencyError, VimdeployError
 
 RESULTS = Path(__file__).parent / "results"
 DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "vim_digits.pth"
@@ -40,12 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure sessions on this machine.")
     parser.add_argument("--onnx", type=Path, help="exported model; default: the digits model, exported now")
     parser.add_argument("--engine", type=Path, help="plan of the same model")
+    parser.add_argument("--conversion", action=argparse.BooleanOptionalAction, default=True, help="time it on Vim-B")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         onnx = args.onnx or export_digits(Path(folder))
-        rows = [*overhead(), *onnx_runtime(onnx), *tensorrt(args.engine)]
+        rows = [*overhead(), *(conversion(Path(folder)) if args.conversion else ()), *onnx_runtime(onnx)]
+        rows += tensorrt_rows(onnx, args.engine, Path(folder))
     results = {"machine": machine(), "model": onnx.name, "rows": rows}
     (args.out / "engine.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.out / "engine.md").write_text(table(results))
@@ -59,6 +64,28 @@ def export_digits(folder: Path) -> Path:
     path = folder / "digits.onnx"
     pipeline.export(DIGITS, path, ModelRequest(), pipeline.ExportRequest(verify=False), lambda _: lambda *_: None)
     return path
+
+
+def conversion(folder: Path) -> list[dict[str, Any]]:
+    """Time the FP32 -> FP16 pass over Vim-B at 224 pixels: from a float32 model in memory to a half one."""
+    import onnx
+
+    from vimdeploy import pipeline
+    from vimdeploy.graph.precision import PRECISIONS, Policy, convert_model
+    from vimdeploy.models.load import ModelRequest
+
+    path = folder / "vim_base.onnx"
+    request = ModelRequest(arch="vim_base_patch16_224")
+    pipeline.export(None, path, request, pipeline.ExportRequest(verify=False), lambda _: lambda *_: None)
+    model = onnx.load(path)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        convert_model(model, PRECISIONS["fp16"], Policy())
+        times.append(time.perf_counter() - start)
+    p50, p90, p99 = (float(np.percentile(times, q)) * 1e6 for q in (50, 90, 99))
+    what = {"what": "Precision pass", "how": "Vim-B to FP16", "batch": "-"}
+    return [{**what, "p50_us": p50, "p90_us": p90, "p99_us": p99, "n": len(times)}]
 
 
 def machine() -> dict[str, Any]:
@@ -99,6 +126,8 @@ def measure(call: Callable[[], Any], images: int, seconds: float = SECONDS) -> d
 class NullDevice(Device):
     """A device that does nothing, at once: what is left is Python's own time."""
 
+    dlpack_device = (2, 0)
+
     def __init__(self) -> None:
         self._memory: list[Any] = []
 
@@ -120,6 +149,9 @@ class NullDevice(Device):
 
     def is_done(self, event: int) -> bool:
         return True
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def nothing(self, *_: Any) -> None:
         pass
@@ -185,14 +217,39 @@ def onnx_runtime(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def tensorrt(engine: Path | None) -> list[dict[str, Any]]:
+def build_plan(onnx: Path, folder: Path) -> Path:
+    """Build an FP16 plan for the GPU of this machine, by TensorRT or else TensorRT-RTX.
+
+    Raises:
+        MissingDependencyError: neither is installed, or there is no GPU.
+        VimdeployError: the build failed, or the plan does not compute what it should.
+
+    """
+    from vimdeploy.build import BuildRequest, build_engine
+    from vimdeploy.engine import trt
+    from vimdeploy.engine.options import BuildOptions
+
+    capability = CudaDevice().facts()[1]
+    found = [f for f in (trt.Flavour.TENSORRT, trt.Flavour.RTX) if trt.installed_version(f)]
+    owner = trt.load(found[0] if found else trt.Flavour.TENSORRT)
+    is_rtx = owner.flavour is trt.Flavour.RTX
+    if is_rtx and capability not in owner.known_compute_capabilities:
+        raise MissingDependencyError(f"TensorRT-RTX has no target for this GPU ({capability})")
+    options = BuildOptions(owner.flavour, (1, 8, 64), compute_capabilities=(capability,) if is_rtx else ())
+    return build_engine(onnx, folder / "bench.engine", BuildRequest(options, "fp16"), print).path
+
+
+def tensorrt_rows(onnx: Path, engine: Path | None, folder: Path) -> list[dict[str, Any]]:
+    """Measure a plan, built here where none is given; one row says why where that cannot be."""
     try:
-        device = CudaDevice()
-        if engine is None:
-            raise VimdeployError("no plan was given (--engine)")
-        sessions = {f"graph {'on' if g else 'off'}": Session(engine, graphs=g) for g in (8, 0)}
+        return tensorrt(engine or build_plan(onnx, folder))
     except VimdeployError as error:
         return [{"what": "TensorRT", "how": f"not measured: {error.message}", "batch": "-"}]
+
+
+def tensorrt(engine: Path) -> list[dict[str, Any]]:
+    device = CudaDevice()
+    sessions = {f"graph {'on' if g else 'off'}": Session(engine, graphs=g) for g in (8, 0)}
     rows = []
     for how, session in sessions.items():
         for batch in sorted({1, *(b for b in BATCHES if b <= session.largest_batch), session.largest_batch}):

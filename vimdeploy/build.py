@@ -15,7 +15,7 @@ from vimdeploy.convert import ConvertRequest, convert_in_memory, owing
 from vimdeploy.engine import build as engine_build
 from vimdeploy.engine import plugin as plugins
 from vimdeploy.engine import proof, timing, trt
-from vimdeploy.engine.boundary import Layer, Messages, Profile
+from vimdeploy.engine.boundary import Layer, Messages, Profile, TimingCacheHandle
 from vimdeploy.engine.cuda import CudaDevice
 from vimdeploy.engine.options import BuildOptions, check_options
 from vimdeploy.engine.progress import Bar, Tracker
@@ -99,6 +99,7 @@ def build_engine(
     say("Parsing and proving the network")
     parsed = engine_build.parse(model, owner, str(model_path), precision)
     cache_file = _cache_file(request, owner, device)
+    timings = timing.read(cache_file) if cache_file else None
     say(f"Building for {', '.join(_targets(request.options, device))}")
     plan = engine_build.build(
         parsed,
@@ -106,11 +107,11 @@ def build_engine(
         profiles,
         str(model_path),
         plugin=library.path if library else None,
-        timing_cache=timing.read(cache_file) if cache_file else None,
+        timing_cache=timings,
         tracker=Tracker(bar),
     )
-    if cache_file and plan.timing_cache is not None:
-        timing.write(cache_file, plan.timing_cache)
+    if cache_file and timings is not None and plan.timing_cache is not None:
+        notes += store_timings(cache_file, timings, plan.timing_cache)
     runs_here = device is not None and device.compute_capability in _targets(request.options, device)
     report = _inspect(owner, plan.content, request.options, notes) if runs_here else None
     if not runs_here:
@@ -127,6 +128,7 @@ def build_engine(
         target=_target(request.options, device),
         plugin=_plugin_info(library, request.options),
         precision=precision,
+        tf32=request.options.tf32,
         kept_float32=tuple(conversion),
         profiles=plan.profiles,
         inputs=_tensors(parsed, is_input=True),
@@ -219,6 +221,25 @@ def _cache_file(request: BuildRequest, owner: trt.TensorRt, device: _Device | No
     if request.timing_cache is None or not owner.takes_plugins or device is None:
         return None
     return timing.cache_file(request.timing_cache, owner.version, device.name, device.compute_capability)
+
+
+def store_timings(path: Path, read: bytes, measured: TimingCacheHandle) -> list[str]:
+    """Add a build's timings to the file that other builds may have written meanwhile.
+
+    Args:
+        path: the file.
+        read: what it held before the build.
+        measured: TensorRT's cache after the build.
+
+    Returns:
+        Notes for the user: a file that TensorRT refused is kept beside under another name.
+
+    """
+    aside = timing.set_aside(path, read) if measured.refused else None
+    timing.merge(path, measured.merged)
+    if aside is None:
+        return []
+    return [f"TensorRT refused the timing cache {path.name}: it is now {aside.name}, and a new one is there"]
 
 
 def _targets(options: BuildOptions, device: _Device | None) -> tuple[str, ...]:

@@ -109,6 +109,9 @@ def build_engine(
     ] = False,
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="Put the plugin library into the plan.")] = False,
     strip_weights: Annotated[bool, typer.Option("--strip-weights", help="Leave the weights out of the plan.")] = False,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="Let float32 products round their inputs to 10 bits; faster, less exact.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Hold it to the recipe's contract.")] = True,
     layers: Annotated[bool, typer.Option("--layers", help="Print the layers of network and engine.")] = False,
     as_json: JsonFlag = False,
@@ -134,6 +137,7 @@ def build_engine(
         hardware_compatible=hardware_compatible,
         embed_plugin=embed_plugin,
         strip_weights=strip_weights,
+        tf32=tf32,
     )
     half_io = _half_io(io_dtype, precision)
     request = BuildRequest(options, precision, tuple(keep or ()), half_io, max_error, timing_cache, verify)
@@ -259,7 +263,7 @@ def _show_built(made: BuiltEngine) -> None:
     from vimdeploy.build import show_profile
 
     rows = [
-        ("precision", manifest.precision),
+        ("precision", manifest.precision + (", TF32 allowed" if manifest.tf32 else "")),
         ("layers parsed", f"{network['layers']}, of which {network['plugin_layers']} plugins"),
         ("compute layers in half", f"{network['half_compute_share']:.0%} of {network['compute_layers']}"),
         ("weight bytes in half", f"{network['half_weight_share']:.0%}"),

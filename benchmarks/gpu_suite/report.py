@@ -13,7 +13,7 @@ from benchmarks.gpu_suite.correctness import failures
 from benchmarks.gpu_suite.kernels import BATCHES, key
 from benchmarks.gpu_suite.store import FORMAT, NOT_MEASURED, read_json, write_json
 
-PARTS = ("correctness", "sanitizer", "kernels", "models")
+PARTS = ("correctness", "sanitizer", "kernels", "models", "engine")
 Part = dict[str, Any]
 
 
@@ -48,6 +48,7 @@ def render(parts: dict[str, Part]) -> str:
     """Return the page as Markdown."""
     lines = ["# GPU suite", "", *_header(parts), "", *_checks(parts), "", "## Scan, both directions, float16", ""]
     lines += [*_kernels(parts.get("kernels")), "", "## Whole networks, float16", "", *_models(parts.get("models"))]
+    lines += ["", "## Sessions and engines", "", *_engine(parts.get("engine"))]
     lines += ["", "## Goals", "", *_goals(parts.get("kernels"))]
     return "\n".join(lines) + "\n"
 
@@ -172,6 +173,27 @@ def _model_cell(case: dict[str, Any] | None) -> str:
     if case["status"] != "measured":
         return str(case["status"])
     return f"{case['images_per_s']:.0f}/s {case['peak_bytes'] / 2**30:.2f} GiB"
+
+
+def _engine(part: Part | None) -> list[str]:
+    cases = measured_cases(part)
+    if not cases:
+        return [f"{NOT_MEASURED.capitalize()}."]
+    tests = cases.get("tests", {"status": NOT_MEASURED})
+    counts = ", ".join(f"{len(tests[what])} {what}" for what in ("passed", "failed", "skipped") if what in tests)
+    lines = [f"- tests on the GPU: {tests['status']}{f' ({counts})' if counts else ''}"]
+    lines += [f"  - FAILED {name}: {reason.splitlines()[0]}" for name, reason in tests.get("failed", {}).items()]
+    lines += [f"  - not run: {reason}" for reason in sorted(set(tests.get("skipped", {}).values()))]
+    sessions = cases.get("sessions", {"status": NOT_MEASURED})
+    lines += [f"- sessions: {sessions['status']}"]
+    timed = [row for row in sessions.get("rows", ()) if "p50_us" in row]
+    if timed and sessions["status"] == "measured":
+        rows = [
+            (row["what"], row["how"], str(row["batch"]), *(f"{row[k]:.1f}" for k in ("p50_us", "p99_us")))
+            for row in timed
+        ]
+        lines += ["", *_table(("what", "how", "B", "p50 us", "p99 us"), rows)]
+    return lines
 
 
 def _goals(part: Part | None) -> list[str]:

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from vimdeploy.engine import dlpack
 from vimdeploy.engine.boundary import Tensor
 from vimdeploy.engine.cuda import CaptureError, Device
+from vimdeploy.errors import VimdeployError
 
 
 class FakeDevice(Device):
+    dlpack_device = (dlpack.CUDA, 0)
+
     def __init__(self, *, capturable: bool = True) -> None:
         self.capturable = capturable
+        self.current = threading.local()
+        self.freed: list[int] = []
         self.memory: dict[int, Any] = {}
         self.streams: dict[int, list[Callable[[], None]]] = {0: []}
         self.events: dict[int, tuple[int, int]] = {}
@@ -26,6 +33,14 @@ class FakeDevice(Device):
         self.capturing: int | None = None
         self._lock = threading.RLock()
         self._next = 1
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        before, self.current.is_this = getattr(self.current, "is_this", False), True
+        try:
+            yield
+        finally:
+            self.current.is_this = before
 
     def _id(self) -> int:
         with self._lock:
@@ -45,14 +60,15 @@ class FakeDevice(Device):
         assert not self.streams.pop(stream), "destroyed with work on it"
 
     def _allocate(self, nbytes: int) -> int:
-        block = (ctypes.c_uint8 * (nbytes + 64))()
-        ctypes.memset(block, 0xFF, nbytes + 64)  # NaN in every float type
-        address = ctypes.addressof(block)
+        block = (ctypes.c_uint8 * (nbytes + 512))()
+        ctypes.memset(block, 0xFF, nbytes + 512)  # NaN in every float type
+        address = -(-ctypes.addressof(block) // 256) * 256  # as cudaMalloc aligns
         with self._lock:
             self.memory[address] = block
         return address
 
     def allocate(self, nbytes: int, stream: int) -> int:
+        assert getattr(self.current, "is_this", False), "on whatever device this thread happens to use"
         self._count("allocate")
         return self._allocate(nbytes)
 
@@ -62,6 +78,7 @@ class FakeDevice(Device):
     def free(self, address: int, stream: int) -> None:
         with self._lock:
             block = self.memory.pop(address)
+            self.freed.append(address)
         ctypes.memset(block, 0xFF, len(block))
 
     def free_host(self, address: int) -> None:
@@ -73,15 +90,24 @@ class FakeDevice(Device):
 
     def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
         self._count("copy")
-        self.push(stream, lambda: ctypes.memmove(to, source, nbytes) and None)
+        self.push(stream, lambda: self.check(to, source) or (ctypes.memmove(to, source, nbytes) and None))
+
+    def check(self, *addresses: int) -> None:
+        """Work on the stream must not meet memory that was given back meanwhile."""
+        for address in addresses:
+            assert address in self.memory or address not in self.freed, "used after it was freed"
 
     def capture(self, stream: int, launch: Callable[[], None]) -> Any:
         if not self.capturable:
             raise CaptureError("not this engine")
         before = len(self.streams[stream])
         self.capturing = stream
-        launch()
-        self.capturing = None
+        try:
+            launch()
+        except VimdeployError as error:
+            raise CaptureError(error.message) from error
+        finally:
+            self.capturing = None
         graph = self.streams[stream][before:]
         del self.streams[stream][before:]
         self._count("capture")
@@ -90,7 +116,11 @@ class FakeDevice(Device):
     def launch(self, graph: Any, stream: int) -> None:
         self._count("launch")
         for work in graph:
-            self.push(stream, work)
+            self.push(stream, lambda work=work: self.alive(graph) and work())
+
+    def alive(self, graph: list[Any]) -> bool:
+        assert graph, "a graph whose context was destroyed before it ran"
+        return True
 
     def release(self, graph: Any) -> None:
         self._count("release")
@@ -122,6 +152,15 @@ class FakeDevice(Device):
 
     def order(self, event: int, stream: int) -> None:
         self._count("order")
+        other, _ = self.events[event]
+
+        def catch_up() -> None:
+            with self._lock:
+                pending, self.streams[other] = self.streams.get(other, []), []
+            for work in pending:
+                work()
+
+        self.push(stream, catch_up)
 
 
 class FakeContext:
@@ -129,6 +168,7 @@ class FakeContext:
 
     def __init__(self, device: FakeDevice, largest: int = 8, fail: bool = False) -> None:
         self.device = device
+        self.fail_on = 0
         self.largest = largest
         self.fail = fail
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -144,7 +184,7 @@ class FakeContext:
 
     def bind(self, name: str, address: int) -> bool:
         self.addresses[name] = address
-        return True
+        return address % 256 == 0
 
     def enqueue(self, stream: int) -> bool:
         assert self.busy.acquire(blocking=False), "two threads in one context"
@@ -157,11 +197,12 @@ class FakeContext:
 
             def work() -> None:
                 assert not captured or self.shapes["images"] == shape, "a graph of a context that was reshaped since"
+                self.device.check(source, target)
                 images = at(source, shape)
                 at(target, (shape[0], 4))[:] = expected(images)
 
             self.device.push(stream, work)
-            return not self.fail
+            return not self.fail and shape[0] != self.fail_on
         finally:
             self.busy.release()
 
@@ -180,13 +221,19 @@ TENSORS = [Tensor("images", "float32", (-1, 3, 2, 2), True), Tensor("logits", "f
 
 
 class OnDevice:
-    """An array that says it is in device memory, as torch and CuPy do."""
+    """An array that says it is in device memory, as torch and CuPy do; ``stream`` is the one that fills it."""
 
-    def __init__(self, device: FakeDevice, values: np.ndarray[Any, Any]) -> None:
+    def __init__(self, device: FakeDevice, values: np.ndarray[Any, Any], stream: int | None = None) -> None:
         self.address = device._allocate(values.nbytes)
-        at(self.address, values.shape)[:] = values
         self.shape = values.shape
+        self.stream = stream
+        self.device = device
+        if stream is None:
+            at(self.address, values.shape)[:] = values
+        else:
+            device.push(stream, lambda: at(self.address, values.shape).__setitem__(slice(None), values))
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": "<f4", "data": (self.address, False), "version": 3, "strides": None}
+        return {"shape": self.shape, "typestr": "<f4", "data": (self.address, False), "version": 3, "strides": None,
+                "stream": self.stream}  # fmt: skip

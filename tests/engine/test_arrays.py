@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vimdeploy.engine import arrays
+from vimdeploy.engine import dlpack
 from vimdeploy.engine.arrays import view
 from vimdeploy.engine.batching import nearest, split
 from vimdeploy.errors import UsageError
@@ -42,8 +42,8 @@ def test_the_view_keeps_the_memory_alive() -> None:
 def test_a_producer_may_state_a_byte_offset() -> None:
     memory = (ctypes.c_float * 8)(*range(8))
     shape = (ctypes.c_int64 * 1)(4)
-    tensor = arrays._Tensor(
-        ctypes.addressof(memory), arrays._Device(arrays.CPU, 0), 1, arrays._DataType(2, 32, 1), shape, None, 12
+    tensor = dlpack.Tensor(
+        ctypes.addressof(memory), dlpack.Device(dlpack.CPU, 0), 1, dlpack.DataType(2, 32, 1), shape, None, 12
     )
     new = ctypes.pythonapi.PyCapsule_New
     new.restype = ctypes.py_object
@@ -51,7 +51,7 @@ def test_a_producer_may_state_a_byte_offset() -> None:
 
     class Producer:
         def __dlpack_device__(self) -> tuple[int, int]:
-            return arrays.CPU, 0
+            return dlpack.CPU, 0
 
         def __dlpack__(self) -> object:
             return new(ctypes.addressof(tensor), b"dltensor", None)
@@ -64,6 +64,69 @@ def test_a_producer_may_state_a_byte_offset() -> None:
 def test_what_is_no_array_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="input 'images' is a str"):
         view("images", "cat.png")
+
+
+class OnGpu:
+    """What CUDA's array interface says, version 3 unless told otherwise."""
+
+    def __init__(self, **interface: object) -> None:
+        plain = {"shape": (2, 3), "typestr": "<f4", "data": (4096, False), "version": 3}
+        self.__cuda_array_interface__ = {**plain, **interface}
+
+
+def test_cudas_array_interface() -> None:
+    seen = view("x", OnGpu())
+    assert seen[:5] == (4096, (2, 3), "float32", True, True)
+    assert (seen.read_only, seen.stream, seen.device_id) == (False, None, -1)
+    assert view("x", OnGpu(stream=1)).stream == 1
+    assert view("x", OnGpu(data=(4096, True))).read_only
+    assert view("x", OnGpu(strides=(12, 4))).contiguous
+    assert not view("x", OnGpu(strides=(4, 8))).contiguous
+    with pytest.raises(UsageError, match="input 'x' is a masked array"):
+        view("x", OnGpu(mask=object()))
+    with pytest.raises(UsageError, match="input 'x' is a OnGpu that cannot be shared"):
+        view("x", OnGpu(typestr="nonsense"))
+
+
+class Capsule:
+    """DLPack from a device whose memory nobody reads here; remembers the stream it was told."""
+
+    def __init__(self, kind: int) -> None:
+        self.kind = kind
+        self.told: list[object] = []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.kind, 2
+
+    def __dlpack__(self, *, stream: object = "nothing") -> object:
+        self.told.append(stream)
+        return dlpack.export(4096, (2, 3), "bfloat16", (self.kind, 2), self)
+
+
+def test_dlpack_on_a_device_is_told_the_stream_that_will_read() -> None:
+    for kind in (dlpack.CUDA, dlpack.MANAGED):
+        producer = Capsule(kind)
+        seen = view("x", producer, stream=77)
+        assert seen[:5] == (4096, (2, 3), "bfloat16", True, True)
+        assert (seen.device_id, producer.told) == (2, [77])
+    pinned = Capsule(dlpack.PINNED)
+    assert not view("x", pinned, stream=77).on_device
+    assert pinned.told == ["nothing"], "host memory has no stream"
+    with pytest.raises(UsageError, match="input 'x' is on DLPack device type 10"):
+        view("x", Capsule(10))
+
+
+def test_what_a_library_will_not_share_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match="input 'x' is a Tensor that cannot be shared") as caught:
+        view("x", torch.eye(3).to_sparse())
+    assert caught.value.hint
+
+
+def test_read_only_arrays_are_seen_as_such() -> None:
+    x = np.zeros(3, np.float32)
+    assert not view("x", x).read_only
+    x.flags.writeable = False
+    assert view("x", x).read_only
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 40))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from vimdeploy.build import BuildRequest, BuiltEngine, build_engine
 from vimdeploy.engine import build as engine_build
 from vimdeploy.engine import plugin, trt
 from vimdeploy.engine.boundary import Config, Messages
+from vimdeploy.engine.cuda import CudaDevice
 from vimdeploy.engine.options import BuildOptions
 from vimdeploy.engine.progress import Tracker
 from vimdeploy.engine.sidecar import read_engine_manifest
-from vimdeploy.engine.translate import runtime_error
+from vimdeploy.engine.translate import parse_error, runtime_error
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.graph import bodies, contract
 
@@ -224,8 +226,6 @@ def test_a_truncated_model_is_refused_by_us_and_in_words_by_tensorrt(tiny: Path,
         make(cut, tmp_path / "x.engine")
     network, problems = trt.load("rtx").parse(cut.read_bytes(), Messages())
     assert network is None
-    from vimdeploy.engine.translate import parse_error
-
     assert "not an ONNX model, or a truncated one" in str(parse_error("cut.onnx", problems))
 
 
@@ -241,6 +241,42 @@ def test_a_node_that_tensorrt_does_not_know_is_named() -> None:
         engine_build.parse(model, trt.load("rtx"), "m.onnx", "fp32")
 
 
+def one_node(op: str, domain: str = "", opset: int = 20) -> onnx.ModelProto:
+    from onnx import helper
+
+    values = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 4]) for n in "xy"]
+    node = helper.make_node(op, ["x"], ["y"], "node_7", domain=domain)
+    opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    return helper.make_model(
+        helper.make_graph([node], "g", values[:1], values[1:]), opset_imports=opsets, ir_version=10
+    )
+
+
+def test_what_the_real_parser_says_of_operators_it_does_not_take() -> None:
+    """The gate before it refuses foreign operators; should one get through, TensorRT's own words become ours."""
+    owner = trt.load("rtx")
+    for op, domain, said in (
+        ("aten_flip", "org.pytorch.aten", r"node 'node_7' \(aten_flip\): TensorRT does not know a plugin"),
+        ("StringConcat", "", r"node 'node_7' \(StringConcat\): TensorRT does not support this operator here$"),
+    ):
+        network, problems = owner.parse(one_node(op, domain).SerializeToString(), Messages())
+        assert network is None
+        error = parse_error("m.onnx", problems)
+        assert re.search(said, error.message), error.message
+        assert error.hint
+
+
+def test_tensorrt_takes_any_opset_so_the_gate_must_not() -> None:
+    """Its parser reads opset 99 by rules of an opset it knows; nobody could say what comes out."""
+    owner = trt.load("rtx")
+    for opset in (5, 99):
+        model = one_node("Relu", opset=opset)
+        network, _ = owner.parse(model.SerializeToString(), Messages())
+        assert network is not None, "the real parser has learnt to refuse it: this test may go"
+        with pytest.raises(ArtifactError, match=f"uses opset {opset}; 18 to 23 can be built"):
+            engine_build.parse(model, owner, "m.onnx", "fp32")
+
+
 def test_profiles_that_do_not_fit(tiny: Path, tmp_path: Path) -> None:
     for options, message in (
         ({"batch": (4, 2, 8)}, "4, 2, 8 is not 1 <= min <= opt <= max"),
@@ -250,13 +286,39 @@ def test_profiles_that_do_not_fit(tiny: Path, tmp_path: Path) -> None:
         ({"compute_capabilities": ("sm_88",)}, "unknown compute capability 'sm_88'"),
         ({"compute_capabilities": ()}, "has to know for which GPUs"),
         ({"version_compatible": True}, "--version-compatible does not exist for --runtime rtx"),
-        ({"strip_weights": True}, "--strip-weights does not exist for --runtime rtx"),
+        ({"strip_weights": True}, "TensorRT-RTX compiles what puts weights back on a GPU"),
         ({"optimization_level": 9}, "not between 0 and 5"),
     ):
         with pytest.raises(UsageError) as caught:
             make(tiny, tmp_path / "x.engine", dataclasses.replace(RTX, **options), precision="fp32")  # type: ignore[arg-type]
         assert message in caught.value.message
     assert not list(tmp_path.iterdir())
+
+
+def test_float32_means_float32_unless_tf32_is_allowed(tiny: Path, tmp_path: Path) -> None:
+    """TensorRT rounds the inputs of float32 products to 10 bits by default. An RTX plan spells its setting out."""
+    for allowed in (False, True):
+        built = make(tiny, tmp_path / f"{allowed}.engine", dataclasses.replace(RTX, tf32=allowed), precision="fp16")
+        plan = built.path.read_bytes()
+        settings = {b"tf32=0": plan.count(b" tf32=0"), b"tf32=1": plan.count(b" tf32=1")}
+        assert bool(settings[b"tf32=1"]) == allowed, settings
+        assert bool(settings[b"tf32=0"]) == (not allowed), settings
+        assert read_engine_manifest(built.path).tf32 == allowed
+
+
+def test_why_weights_cannot_be_stripped_ahead_of_time(tiny: Path) -> None:
+    """The refusal of --strip-weights with --runtime rtx tells the truth, and only as long as this fails."""
+    try:
+        CudaDevice()
+    except MissingDependencyError:
+        pass
+    else:
+        pytest.skip("a GPU is here: what TensorRT-RTX lacks without one cannot be shown")
+    parsed = engine_build.parse(onnx.load(tiny), trt.load("rtx"), "vim.onnx", "fp32")
+    profiles = engine_build.make_profiles(onnx.load(tiny), RTX, (1, 8, 64))
+    config = Config(profiles=profiles, compute_capabilities=("sm_89",), optimization_level=0, strip_weights=True)
+    assert parsed.network.build(config).plan is None
+    assert "CUDA_SUCCESS" in " ".join(parsed.messages.errors())
 
 
 def test_what_tensorrt_says_of_a_wrong_profile_is_translated(tiny: Path) -> None:
@@ -329,3 +391,28 @@ def test_a_stale_manifest_is_noticed(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is not the file that its manifest describes"):
         make(model, tmp_path / "x.engine")
     assert plugin.ENVIRONMENT == "VIMDEPLOY_PLUGIN"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "has manifest schema 99; this vimdeploy reads up to 1"),
+        ({"schema_version": None}, "is not a vimdeploy manifest"),
+        ({"contract": None}, "contract"),
+    ],
+)
+def test_an_onnx_of_another_vimdeploy_ends_with_a_message(
+    tiny: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    model = tmp_path / "vim.onnx"
+    model.write_bytes(tiny.read_bytes())
+    sidecar = json.loads(tiny.with_name("vim.onnx.json").read_text())
+    (tmp_path / "vim.onnx.json").write_text(json.dumps({**sidecar, **change}))
+    arguments = ["build-engine", str(model), "--runtime", "rtx", "--compute-capability", "sm_89"]
+    done = subprocess.run(
+        [*CLI, *arguments], capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "300"}
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"vim.onnx", "vim.onnx.json"}

@@ -15,7 +15,8 @@ from vimdeploy.build import BuildRequest, build_engine
 from vimdeploy.engine import trt
 from vimdeploy.engine.boundary import Messages
 from vimdeploy.engine.cuda import CudaDevice
-from vimdeploy.engine.device_session import DeviceArray, DeviceSession
+from vimdeploy.engine.device_array import DeviceArray
+from vimdeploy.engine.device_session import DeviceSession
 from vimdeploy.engine.options import BuildOptions
 from vimdeploy.errors import MissingDependencyError
 
@@ -72,7 +73,7 @@ def test_batches_of_any_size_from_the_host(device: CudaDevice, graphs: int) -> N
             for batch in (1, 2, 3, 8, 9, 65):
                 x = images(batch, repeat)
                 np.testing.assert_array_equal(session(x), expected(x))
-        assert bool(session._slots[0].captured()) == bool(graphs)
+        assert bool(session._pool.slots[0].captured()) == bool(graphs)
 
 
 def test_threads_share_contexts(device: CudaDevice) -> None:
@@ -108,11 +109,33 @@ def test_torch_tensors_stay_on_the_device(device: CudaDevice) -> None:
                 np.testing.assert_array_equal(
                     torch.as_tensor(y, device="cuda").cpu().numpy(), expected(images(batch, repeat))
                 )
+                np.testing.assert_array_equal(y.numpy(), expected(images(batch, repeat)))
+                taken = torch.from_dlpack(y)
+                assert taken.is_cuda
+                assert taken.data_ptr() == y.address
+                del y
+                np.testing.assert_array_equal(taken.cpu().numpy(), expected(images(batch, repeat)))
         out = torch.empty(4, 4, device="cuda")
         x = torch.from_numpy(images(4)).cuda()
         for _ in range(4):
             assert session.run({"images": x}, {"logits": out})["logits"] is out
         np.testing.assert_array_equal(out.cpu().numpy(), expected(images(4)))
+
+
+def test_inputs_that_another_stream_is_still_filling(device: CudaDevice) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a torch that sees the GPU")
+    x = torch.from_numpy(images(8)).cuda()
+    with DeviceSession(lambda: CopyContext(device), device, TENSORS, PROFILE) as session:
+        for _ in range(5):
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                late = torch.zeros_like(x)
+                torch.cuda._sleep(20_000_000)
+                late.copy_(x)
+                y = session(late)
+            np.testing.assert_array_equal(y.numpy(), expected(images(8)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,6 @@ import torch
 import vimdeploy
 from vimdeploy.build import BuildRequest, build_engine
 from vimdeploy.convert import ConvertRequest, convert
-from vimdeploy.engine import timing
 from vimdeploy.engine.cuda import CudaDevice
 from vimdeploy.engine.options import BuildOptions, parse_size
 from vimdeploy.engine.session import OnnxSession, this_machine
@@ -90,10 +88,24 @@ def test_an_onnx_session_has_the_face_of_a_session(tiny: Path) -> None:
         np.testing.assert_array_equal(pending.result()["logits"], session(images(5)))
         with pytest.raises(UsageError, match="float64"):
             session(images(2).astype(np.float64))
+        wide = torch.zeros(3, 10)
+        assert session.run({"images": images(3)}, {"logits": wide})["logits"] is wide
+        np.testing.assert_array_equal(wide.numpy(), out)
+        for wrong in (np.zeros((1, 10), np.float32), np.zeros((3, 10), np.float16), [1.0]):
+            with pytest.raises(UsageError, match="logits"):
+                session.run({"images": images(3)}, {"logits": wrong})
         with ThreadPoolExecutor(4) as pool:
             results = list(pool.map(lambda seed: session(images(2, seed)), range(8)))
         for seed, result in enumerate(results):
             np.testing.assert_allclose(result, session(images(2, seed)), atol=1e-6)
+
+
+def test_a_closed_onnx_session_says_so(tiny: Path) -> None:
+    session = OnnxSession(tiny)
+    session.close()
+    for call in (session.run, session.submit):
+        with pytest.raises(UsageError, match="this session is closed"):
+            call({"images": images(1)})
 
 
 def test_a_fixed_batch_is_filled_up(tiny: Path, tmp_path: Path) -> None:
@@ -188,6 +200,9 @@ def broken(plan: Path, folder: Path, change: Callable[[dict[str, Any]], None], p
     return path
 
 
+OTHER_PLUGIN = {"version": "9", "sha256": "0" * 64, "file": "libother.so", "embedded": False}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -197,6 +212,8 @@ def broken(plan: Path, folder: Path, change: Callable[[dict[str, Any]], None], p
         (lambda d: d.update(kind="onnx"), "is not the manifest of an engine"),
         (lambda d: d.pop("precision"), "precision: Field required"),
         (lambda d: d["tensorrt"].update(version="0.9.9"), "was built by TensorRT-RTX 0.9.9"),
+        (lambda d: d.update(plugin=OTHER_PLUGIN), "needs the plugin library libother.so (version 9)"),
+        (lambda d: d.update(plugin={"version": "9"}), "plugin.sha256: Field required"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(
@@ -224,34 +241,6 @@ def test_the_machine_is_described_by_what_is_there(plan: Path) -> None:
     machine = this_machine(read_engine_manifest(plan))
     assert set(machine.versions) == {"rtx"}
     assert (machine.compute_capability is None) == (not has_gpu())
-
-
-def rewrite(path: Path, letter: str, rounds: int) -> None:
-    for _ in range(rounds):
-        seen = timing.read(path)
-        assert len(set(seen)) <= 1, "half of one cache and half of another"
-        timing.write(path, letter.encode() * 200_000)
-
-
-def test_two_builds_share_a_timing_cache(tmp_path: Path) -> None:
-    path = timing.cache_file(tmp_path / "deep" / "er", "11.4.0", "NVIDIA H200", "sm_90")
-    assert path.name == "tensorrt-11.4.0-sm_90-nvidia-h200.timing"
-    assert timing.read(path) == b""
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=rewrite, args=(path, letter, 8)) for letter in "abc"]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [w.exitcode for w in workers] == [0, 0, 0]
-    assert timing.read(path) in {letter * 200_000 for letter in (b"a", b"b", b"c")}
-    assert {p.suffix for p in path.parent.iterdir()} <= {".timing", ".lock"}
-
-
-def test_a_timing_cache_that_cannot_be_kept_says_where(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ArtifactError, match="cannot be kept there"):
-        timing.read(tmp_path / "file" / "x.timing")
 
 
 @pytest.mark.parametrize(

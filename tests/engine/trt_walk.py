@@ -18,7 +18,7 @@ import trt_double
 from onnx import helper
 
 from vimdeploy.engine import boundary, build, options, plugin, trt
-from vimdeploy.errors import ArtifactError
+from vimdeploy.errors import ArtifactError, VimdeployError
 from vimdeploy.graph import contract
 
 
@@ -66,6 +66,10 @@ def walk(api: types.ModuleType, flavour: trt.Flavour) -> None:
     built = network.build(config, Recorder())
     assert built.plan is not None
     assert (built.timing_cache is not None) == plugins
+    if built.timing_cache is not None:
+        assert not built.timing_cache.refused
+        assert isinstance(built.timing_cache.merged(b"stored"), bytes)
+    network.build(dataclasses.replace(config, tf32=True), Recorder())
     walk_refusals(tensorrt, network, config)
     if plugins:
         walk_plugins(tensorrt, [creator(api, name) for name in contract.OPS])
@@ -83,6 +87,10 @@ def walk_refusals(tensorrt: trt.TensorRt, network: trt.Network, config: boundary
     if tensorrt.takes_plugins:
         walk_build(tensorrt)
     RESULTS["IBuilderConfig.set_timing_cache"] = lambda _: False
+    if config.timing_cache is not None:
+        refused = network.build(dataclasses.replace(config, timing_cache=b"old"), Recorder()).timing_cache
+        assert refused is not None
+        assert refused.refused
     RESULTS["IBuilderConfig.add_optimization_profile"] = lambda _: -1
     assert network.build(dataclasses.replace(config, compute_capabilities=())).bad_profile
     RESULTS["OnnxParser.parse"] = lambda _: False
@@ -132,6 +140,10 @@ def walk_runtime(tensorrt: trt.TensorRt, messages: boundary.Messages, plugins: b
     assert engine.tensors()
     assert engine.profiles()
     assert engine.inspect() == {}
+    RESULTS["ICudaEngine.create_execution_context"] = lambda _: None
+    with pytest.raises(VimdeployError, match="no memory for an execution context"):
+        engine.context()
+    del RESULTS["ICudaEngine.create_execution_context"]
     context = engine.context()
     assert context.use_profile(0, 7)
     assert context.set_shape("images", (1, 3))

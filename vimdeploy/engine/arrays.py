@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vimdeploy.engine import dlpack
 from vimdeploy.errors import UsageError
-
-CPU, CUDA, PINNED = 1, 2, 3
-"""DLPack's device types; pinned host memory counts as host memory here."""
 
 
 class View(NamedTuple):
@@ -24,9 +22,13 @@ class View(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     on_device: bool
-    device_id: int
     contiguous: bool
     owner: Any
+    device_id: int = -1
+    """Number of the GPU; -1 where the producer does not say."""
+    read_only: bool = False
+    stream: int | None = None
+    """CUDA stream whose work has to be waited for before this memory is touched; None where there is none."""
 
     @property
     def nbytes(self) -> int:
@@ -40,96 +42,82 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4,
 _NAMES = {np.dtype(name): name for name in ITEM_BYTES if name != "bfloat16"}
 
 
-class _Device(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_int32), ("id", ctypes.c_int32))
-
-
-class _DataType(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
-
-
-class _Tensor(ctypes.Structure):
-    """DLTensor of dlpack.h, the first member of DLManagedTensor."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device", _Device),
-        ("ndim", ctypes.c_int32),
-        ("dtype", _DataType),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-_KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype = ctypes.c_void_p
-_capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
-
-
-def view(name: str, value: Any, *, stream: int | None = None) -> View:
+def view(name: str, value: Any, *, stream: int | None = None, role: str = "input") -> View:
     """Look at an array without copying it.
 
     Args:
-        name: of the input, for messages.
+        name: of the input or output, for messages.
         value: numpy array, or anything with ``__dlpack__`` or ``__cuda_array_interface__``.
         stream: CUDA stream that will read it; DLPack makes the producer's work visible to it.
+        role: ``input`` or ``output``, for messages.
 
     Raises:
-        UsageError: it is none of these, or on a device that is neither the CPU nor a CUDA GPU.
+        UsageError: it is none of these, on a device that is neither the CPU nor a CUDA GPU, or its library refuses.
 
     """
     if isinstance(value, np.ndarray):
         # A view costs microseconds per call if the dtype's name is spelt out and the address goes through ctypes.
         dtype = _NAMES.get(value.dtype) or str(value.dtype)
         address: int = value.__array_interface__["data"][0]
-        return View(address, value.shape, dtype, False, 0, value.flags.c_contiguous, value)
-    if hasattr(value, "__dlpack_device__"):
-        return _from_dlpack(name, value, stream)
-    if hasattr(value, "__cuda_array_interface__"):
-        return _from_cuda(value)
+        flags = value.flags
+        return View(address, value.shape, dtype, False, flags.c_contiguous, value, read_only=not flags.writeable)
+    try:
+        if hasattr(value, "__dlpack_device__"):
+            return _from_dlpack(f"{role} '{name}'", value, stream)
+        if hasattr(value, "__cuda_array_interface__"):
+            return _from_cuda(f"{role} '{name}'", value)
+    except (BufferError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        # Its own library will not share it: sparse, of another device, a view that DLPack cannot describe.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"{role} '{name}' is a {type(value).__name__} that cannot be shared: {reason}",
+            hint="Pass a plain dense array: numpy.ascontiguousarray(x) or x.contiguous().",
+        ) from error
     raise UsageError(
-        f"input '{name}' is a {type(value).__name__}, not an array",
+        f"{role} '{name}' is a {type(value).__name__}, not an array",
         hint="Pass a numpy array, a torch tensor or anything else with __dlpack__.",
     )
 
 
-def _from_dlpack(name: str, value: Any, stream: int | None) -> View:
+def _from_dlpack(what: str, value: Any, stream: int | None) -> View:
     kind, index = (int(v) for v in value.__dlpack_device__())
-    if kind not in (CPU, CUDA, PINNED):
-        raise UsageError(f"input '{name}' is on DLPack device type {kind}", hint="Move it to the CPU or a CUDA GPU.")
+    if kind not in (dlpack.CPU, dlpack.CUDA, dlpack.PINNED, dlpack.MANAGED):
+        raise UsageError(f"{what} is on DLPack device type {kind}", hint="Move it to the CPU or a CUDA GPU.")
     if getattr(value, "requires_grad", False):
         value = value.detach()
-    capsule = value.__dlpack__(stream=stream) if kind == CUDA and stream is not None else value.__dlpack__()
+    on_device = kind in (dlpack.CUDA, dlpack.MANAGED)
+    capsule = value.__dlpack__(stream=stream) if on_device and stream is not None else value.__dlpack__()
     # The capsule is not renamed: it stays the owner, and its destructor releases the memory when the view is gone.
-    tensor = _Tensor.from_address(_capsule_pointer(capsule, b"dltensor"))
+    tensor = dlpack.borrow(capsule)
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
-    code = _KINDS.get(tensor.dtype.code, "unknown")
+    code = dlpack.NAMES.get(tensor.dtype.code, "unknown")
     dtype = "bool" if code == "bool" else f"{code}{tensor.dtype.bits}"
+    if tensor.dtype.lanes > 1:
+        dtype = f"{dtype}x{tensor.dtype.lanes}"
     address = (tensor.data or 0) + tensor.byte_offset
-    return View(address, shape, dtype, kind == CUDA, index, _is_contiguous(shape, strides), capsule)
+    contiguous = dlpack.is_contiguous(shape, strides)
+    return View(address, shape, dtype, on_device, contiguous, capsule, index if on_device else -1)
 
 
-def _from_cuda(value: Any) -> View:
+def _from_cuda(what: str, value: Any) -> View:
     interface = value.__cuda_array_interface__
+    if interface.get("mask") is not None:
+        raise UsageError(f"{what} is a masked array", hint="Fill in the masked values first.")
     shape = tuple(interface["shape"])
     dtype = np.dtype(interface["typestr"])
     strides = interface.get("strides")
     elements = None if strides is None else tuple(s // dtype.itemsize for s in strides)
-    return View(interface["data"][0], shape, str(dtype), True, 0, _is_contiguous(shape, elements), value)
+    address, read_only = interface["data"]
+    contiguous = dlpack.is_contiguous(shape, elements)
+    stream = interface.get("stream")  # version 3; 1 and 2 are CUDA's own names of its default streams
+    return View(address, shape, str(dtype), True, contiguous, value, read_only=bool(read_only), stream=stream)
 
 
-def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> bool:
-    if strides is None:
-        return True
-    expected = 1
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
+def host_array(array: View) -> np.ndarray[Any, Any]:
+    """Return a numpy array over the host memory of a C-contiguous view; writes go through."""
+    buffer = (ctypes.c_uint8 * array.nbytes).from_address(array.address)
+    return np.frombuffer(memoryview(buffer), dtype=numpy_dtype(array.dtype)).reshape(array.shape)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

@@ -100,7 +100,18 @@ class Config:
     hardware_compatible: bool = False
     embed_plugins: tuple[str, ...] = ()
     strip_weights: bool = False
+    tf32: bool = False
     timing_cache: bytes | None = None
+
+
+class TimingCacheHandle(Protocol):
+    """TensorRT's timings after a build."""
+
+    refused: bool
+    """Whether TensorRT would not take what was stored before."""
+
+    def merged(self, stored: bytes) -> bytes:
+        """Return these timings and what ``stored`` has besides, serialised; without it where TensorRT refuses it."""
 
 
 @dataclass
@@ -108,5 +119,5 @@ class Built:
     """A serialised plan, or None where TensorRT gave up (its messages say why), and the timing cache after it."""
 
     plan: bytes | None
-    timing_cache: bytes | None = None
+    timing_cache: TimingCacheHandle | None = None
     bad_profile: bool = False

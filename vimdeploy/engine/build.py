@@ -12,7 +12,7 @@ import onnx.helper
 import onnx.inliner
 
 from vimdeploy.engine import proof, translate
-from vimdeploy.engine.boundary import Built, Config, Layer, Messages, Profile, Progress
+from vimdeploy.engine.boundary import Built, Config, Layer, Messages, Profile, Progress, TimingCacheHandle
 from vimdeploy.engine.options import BuildOptions, batch_profile, parse_profile
 from vimdeploy.engine.progress import Tracker, interruptible
 from vimdeploy.engine.trt import Network, TensorRt
@@ -38,7 +38,7 @@ class Plan:
 
     content: bytes
     profiles: tuple[Profile, ...]
-    timing_cache: bytes | None
+    timing_cache: TimingCacheHandle | None
     seconds: float
 
 
@@ -162,6 +162,7 @@ def build(
         hardware_compatible=options.hardware_compatible,
         embed_plugins=(str(plugin),) if options.embed_plugin and plugin else (),
         strip_weights=options.strip_weights,
+        tf32=options.tf32,
         timing_cache=timing_cache,
     )
     tracker = tracker or Tracker()

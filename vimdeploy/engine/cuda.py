@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, Protocol
 
 from typing_extensions import override
 
+from vimdeploy.engine import dlpack
 from vimdeploy.errors import MissingDependencyError, VimdeployError
 
 
@@ -16,6 +19,12 @@ class CaptureError(Exception):
 
 class Device(Protocol):
     """One GPU. Addresses and handles are integers; every call is asynchronous unless it says otherwise."""
+
+    dlpack_device: tuple[int, int]
+    """DLPack's type and number of this device."""
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Make this the calling thread's current device for a while: CUDA keeps one per thread, at first number 0."""
 
     def create_stream(self) -> int:
         """Return a stream that does not synchronise with the default one."""
@@ -39,7 +48,7 @@ class Device(Protocol):
         """Copy between any two addresses."""
 
     def capture(self, stream: int, launch: Callable[[], None]) -> Any:
-        """Capture what ``launch`` puts on the stream into a graph; CaptureError where that fails."""
+        """Capture what ``launch`` puts on the stream into a graph; CaptureError where that, or ``launch``, fails."""
 
     def launch(self, graph: Any, stream: int) -> None:
         """Launch a graph."""
@@ -84,11 +93,17 @@ class CudaDevice(Device):
                 f"no NVIDIA GPU can be used here ({_describe(runtime, status)})",
                 hint="Run the ONNX file instead: vimdeploy.load('model.onnx') needs only ONNX Runtime.",
             )
+        self._number = int(self._do(runtime.cudaGetDevice()))
+        self.dlpack_device = (dlpack.CUDA, self._number)
+
+    @override
+    def active(self) -> AbstractContextManager[Any]:
+        return _Active(self._cuda, self._number)
 
     def facts(self) -> tuple[str, str, int]:
         """Return the device's name, its compute capability (``sm_90``) and the newest CUDA the driver serves."""
         c = self._cuda
-        properties = self._do(c.cudaGetDeviceProperties(self._do(c.cudaGetDevice())))
+        properties = self._do(c.cudaGetDeviceProperties(self._number))
         name = properties.name.split(b"\0")[0].decode()
         return name, f"sm_{properties.major}{properties.minor}", int(self._do(c.cudaDriverGetVersion()))
 
@@ -124,18 +139,22 @@ class CudaDevice(Device):
     def capture(self, stream: int, launch: Callable[[], None]) -> Any:
         c = self._cuda
         self._do(c.cudaStreamBeginCapture(stream, c.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+        refused: VimdeployError | None = None
         try:
             launch()
+        except VimdeployError as error:  # an engine that cannot be captured says so by failing to launch
+            refused = error
         finally:
-            error, graph = c.cudaStreamEndCapture(stream)
-        if int(error) != 0:
-            raise CaptureError(_describe(c, error))
+            status, graph = c.cudaStreamEndCapture(stream)
         try:
-            error, executable = c.cudaGraphInstantiate(graph, 0)
+            if refused is None and int(status) == 0:
+                status, executable = c.cudaGraphInstantiate(graph, 0)
         finally:
-            c.cudaGraphDestroy(graph)
-        if int(error) != 0:
-            raise CaptureError(_describe(c, error))
+            if graph is not None and int(graph) != 0:
+                c.cudaGraphDestroy(graph)
+        if refused is not None or int(status) != 0:
+            c.cudaGetLastError()  # a failed capture stays there, and the next call would take it for its own
+            raise CaptureError(refused.message if refused else _describe(c, status))
         return executable
 
     @override
@@ -180,6 +199,29 @@ class CudaDevice(Device):
             hint = "Lower the batch or the number of contexts." if int(error) == 2 else "Run 'vimdeploy doctor'."
             raise VimdeployError(f"CUDA failed: {_describe(self._cuda, error)}", hint=hint)
         return result[1] if len(result) > 1 else None
+
+
+class _Active:
+    """Switches the thread's current device and back; costs one query where it is the right one already."""
+
+    __slots__ = ("_cuda", "_number", "_previous")
+
+    def __init__(self, cuda: Any, number: int) -> None:
+        self._cuda = cuda
+        self._number = number
+        self._previous = number
+
+    def __enter__(self) -> None:
+        _, previous = self._cuda.cudaGetDevice()
+        self._previous = self._number if previous is None else previous
+        if self._previous != self._number:
+            self._cuda.cudaSetDevice(self._number)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._previous != self._number:
+            self._cuda.cudaSetDevice(self._previous)
 
 
 def _describe(cuda: Any, error: Any) -> str:

@@ -5,11 +5,9 @@ Nothing here knows TensorRT: contexts and the device come through protocols, so 
 
 from __future__ import annotations
 
-import queue
-import threading
-import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -20,6 +18,8 @@ from vimdeploy.engine.arrays import View, numpy_dtype, validate, view
 from vimdeploy.engine.batching import split
 from vimdeploy.engine.boundary import Profile, Tensor
 from vimdeploy.engine.cuda import Device
+from vimdeploy.engine.device_array import DeviceArray
+from vimdeploy.engine.pool import Job, Pool
 from vimdeploy.engine.slot import Context, Output, Slot, row_bytes
 from vimdeploy.errors import UsageError, VimdeployError
 
@@ -60,77 +60,6 @@ class Runner(Protocol):
         """Give everything back."""
 
 
-class DeviceArray:
-    """An output in device memory, freed with this object. torch, CuPy and numba take it without a copy.
-
-    It is complete when the call that made it has returned; ``bfloat16`` shows as ``uint16``, its raw bits.
-    """
-
-    def __init__(self, device: Device, tensor: Tensor, rows: int, stream: int) -> None:
-        self.shape = (rows, *tensor.shape[1:])
-        self.dtype = tensor.dtype
-        self.address = device.allocate(rows * row_bytes(tensor), stream)
-        self._device = device
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        typestr = numpy_dtype(self.dtype).str
-        return {"shape": self.shape, "typestr": typestr, "data": (self.address, False), "version": 3, "strides": None}
-
-    def __del__(self) -> None:
-        if hasattr(self, "address"):
-            self._device.free(self.address, 0)
-
-
-class Job:
-    """A call on its slot; the slot goes back to the pool with the result. ``event`` is a CUDA event to wait on."""
-
-    def __init__(self, slot: Slot, give_back: Callable[[Slot], None], keep: tuple[Any, ...]) -> None:
-        self.event = slot.event
-        self._slot: Slot | None = slot
-        self._give_back = give_back
-        self._keep = keep
-        self._finish: Callable[[], dict[str, Any]] = dict
-        self._lock = threading.Lock()
-        self._result: dict[str, Any] = {}
-        self._error: BaseException | None = None
-
-    def finish_with(self, finish: Callable[[], dict[str, Any]]) -> None:
-        """Say how the result is made once the event is due."""
-        self._finish = finish
-
-    def done(self) -> bool:
-        """Return whether :meth:`result` would not block."""
-        return self._slot is None or self._slot.device.is_done(self.event)
-
-    def result(self) -> dict[str, Any]:
-        """Wait and return the outputs by name."""
-        with self._lock:
-            if self._slot is not None:
-                try:
-                    self._result = self._finish()
-                except BaseException as error:
-                    self._error = error
-                finally:
-                    self.abandon()
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-    def abandon(self) -> None:
-        """Return the slot to the pool."""
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            self._give_back(slot)
-            self._keep = ()
-
-    def __del__(self) -> None:
-        slot = getattr(self, "_slot", None)
-        if slot is not None:  # nobody asked for the result: the stream still uses the slot's buffers
-            slot.device.wait(slot.event)
-            self.abandon()
-
-
 class Face:
     """What both sessions share: names, validation, and running synchronously on top of ``submit``."""
 
@@ -166,6 +95,26 @@ class Face:
         if len(batches) != 1:
             raise UsageError(f"the inputs have different batch sizes: {sorted(batches)}", hint="Make them equal.")
         return views, batches.pop()
+
+    def look_out(self, out: Arrays | None, batch: int, stream: int | None = None) -> dict[str, View]:
+        """Validate preallocated outputs; returns their views."""
+        views = {}
+        names = [t.name for t in self.outputs]
+        if unknown := [str(name) for name in out or () if name not in names]:
+            raise UsageError(f"out names '{unknown[0]}'; the model gives: {', '.join(names)}", hint="Name an output.")
+        for tensor in self.outputs:
+            if out is None or tensor.name not in out:
+                continue
+            found = views[tensor.name] = view(tensor.name, out[tensor.name], stream=stream, role="output")
+            wanted = (batch, *tensor.shape[1:])
+            fits = found.dtype == tensor.dtype or (tensor.dtype == "bfloat16" and found.dtype == "uint16")
+            if found.shape != wanted or not fits or not found.contiguous or found.read_only:
+                kind = "read-only " * found.read_only + found.dtype
+                raise UsageError(
+                    f"out['{tensor.name}'] is {kind} {found.shape}, the result is {tensor.dtype} {wanted}",
+                    hint="Pass a contiguous, writable array of that shape and dtype, or leave it out.",
+                )
+        return views
 
     def run(self, inputs: Arrays, out: Arrays | None = None) -> dict[str, Any]:
         """Run a batch of any size and wait for it.
@@ -233,79 +182,91 @@ class DeviceSession(Face):
         if contexts < 1 or graphs < 0:
             raise UsageError("a session needs at least one context and no negative number of graphs")
         self._device = device
-        self._pool: queue.LifoQueue[Slot] = queue.LifoQueue()
-        self._slots = [
-            Slot(make_context, device, tensors, self.smallest_batch, self.largest_batch, graphs)
-            for _ in range(contexts)
-        ]
-        for slot in self._slots:
-            self._pool.put(slot)
-        self._closed = False
-        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
+        with device.active(), ExitStack() as made:
+            slots = []
+            for _ in range(contexts):
+                slots.append(Slot(make_context, device, tensors, self.smallest_batch, self.largest_batch, graphs))
+                made.callback(slots[-1].close)
+            made.pop_all()  # all of them could be made, so none is closed here
+        self._pool = Pool(slots)
 
     def submit(self, inputs: Arrays, out: Arrays | None = None) -> Job:
-        """Start a batch and return a handle; blocks only while every context is busy. See :meth:`run`."""
-        if self._closed:
-            raise UsageError("this session is closed", hint="Open another with vimdeploy.load.")
-        slot = self._pool.get()
-        job: Job | None = None
+        """Start a batch and return a handle. See :meth:`run`.
+
+        Host inputs may be overwritten as soon as this returns, device inputs once the result is there. It blocks while
+        every context is busy, and for all but the last part of a batch that is split and does not stay on the device.
+        """
+        slot = self._pool.take()
         try:
-            views, batch = self.look(inputs, slot.stream)
-            arrays, targets = self._targets(views, batch, out, slot.stream)
-            job = Job(slot, self._pool.put, (views, inputs, out))
-            chunks = split(batch, self.largest_batch, self.smallest_batch)
-            for chunk in chunks[:-1]:
-                part = self._part(targets, chunk)
-                slot.run(views, part, chunk)
-                if not all(o.on_device for o in part.values()) or not all(v.on_device for v in views.values()):
-                    slot.finish(part, chunk.stop - chunk.start)
-            last, part = chunks[-1], self._part(targets, chunks[-1])
-            slot.run(views, part, last)
+            with self._device.active():
+                views, batch = self.look(inputs, slot.stream)
+                arrays, targets, outs = self._targets(batch, out, slot.stream, all(v.on_device for v in views.values()))
+                for found in (*views.values(), *outs.values()):
+                    self._order(found, slot)
+                last, part = self._enqueue(slot, views, targets, batch)
+            keep = (views, inputs, outs)
+            job = Job(slot, self._pool, keep, partial(_finish, slot, part, last, arrays))
+            self._pool.register(slot, job)
         except BaseException:
-            if job is None:
-                self._pool.put(slot)
-            else:
-                job.abandon()
+            slot.settle()  # what is on the stream already still uses memory that goes away with this frame
+            self._pool.give_back(slot)
             raise
-
-        def finish() -> dict[str, Any]:
-            slot.finish(part, last.stop - last.start)
-            return arrays
-
-        job.finish_with(finish)
-        self._jobs.add(job)
         return job
 
     def close(self) -> None:
         """Wait for every call under way, whose results stay readable, and give all memory back."""
-        if self._closed:
-            return
-        self._closed = True
-        for job in list(self._jobs):
-            with suppress(VimdeployError):  # told again to whoever asks for the result
-                job.result()
-        for _ in self._slots:
-            self._pool.get().close()
+        with self._device.active():
+            self._pool.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pool"):
+            with suppress(VimdeployError):  # CUDA may be gone when the interpreter ends
+                self.close()
+
+    def _order(self, array: View, slot: Slot) -> None:
+        here = self._device.dlpack_device[1]
+        if array.on_device and array.device_id not in (-1, here):
+            raise UsageError(
+                f"an array is on GPU {array.device_id}, this session on GPU {here}",
+                hint="Copy it over first, or open the session while that GPU is the current one.",
+            )
+        if array.stream is not None:
+            slot.after(array.stream)
+
+    def _enqueue(
+        self, slot: Slot, views: dict[str, View], targets: dict[str, Output], batch: int
+    ) -> tuple[slice, dict[str, Output]]:
+        """Put a whole batch on the stream; returns its last chunk, whose host outputs are still in pinned memory."""
+        *chunks, last = split(batch, self.largest_batch, self.smallest_batch)
+        stays = all(t.on_device for t in targets.values()) and all(v.on_device for v in views.values())
+        for chunk in chunks:
+            part = self._part(targets, chunk)
+            slot.run(views, part, chunk)
+            if not stays:  # the next chunk wants the same pinned memory
+                slot.finish(part, chunk.stop - chunk.start)
+        part = self._part(targets, last)
+        slot.run(views, part, last)
+        return last, part
 
     def _targets(
-        self, views: dict[str, View], batch: int, out: Arrays | None, stream: int
-    ) -> tuple[dict[str, Any], dict[str, Output]]:
-        """Find or make the memory of every output."""
-        on_device = all(v.on_device for v in views.values())
+        self, batch: int, out: Arrays | None, stream: int, on_device: bool
+    ) -> tuple[dict[str, Any], dict[str, Output], dict[str, View]]:
+        """Find or make the memory of every output; also returns the views of what the caller brought."""
         arrays: dict[str, Any] = {}
         targets: dict[str, Output] = {}
+        brought = self.look_out(out, batch, stream)
         for tensor in self.outputs:
-            if out is not None and tensor.name in out:
+            shape = (batch, *tensor.shape[1:])
+            if out is not None and tensor.name in brought:
                 arrays[tensor.name] = out[tensor.name]
-                found = _output(tensor, out[tensor.name], batch, stream)
-                targets[tensor.name] = Output(found.address, found.on_device)
+                targets[tensor.name] = Output(brought[tensor.name].address, brought[tensor.name].on_device)
             elif on_device:
-                made = arrays[tensor.name] = DeviceArray(self._device, tensor, batch, stream)
+                made = arrays[tensor.name] = DeviceArray(self._device, shape, tensor.dtype, stream)
                 targets[tensor.name] = Output(made.address, True)
             else:
-                array = arrays[tensor.name] = np.empty((batch, *tensor.shape[1:]), numpy_dtype(tensor.dtype))
+                array = arrays[tensor.name] = np.empty(shape, numpy_dtype(tensor.dtype))
                 targets[tensor.name] = Output(array.ctypes.data, False)
-        return arrays, targets
+        return arrays, targets, brought
 
     def _part(self, targets: dict[str, Output], chunk: slice) -> dict[str, Output]:
         return {
@@ -314,13 +275,6 @@ class DeviceSession(Face):
         }
 
 
-def _output(tensor: Tensor, array: Any, batch: int, stream: int) -> View:
-    found = view(tensor.name, array, stream=stream)
-    wanted = (batch, *tensor.shape[1:])
-    fits = found.dtype == tensor.dtype or (tensor.dtype == "bfloat16" and found.dtype == "uint16")
-    if found.shape != wanted or not fits or not found.contiguous:
-        raise UsageError(
-            f"out['{tensor.name}'] is {found.dtype} {found.shape}, the result is {tensor.dtype} {wanted}",
-            hint="Pass a contiguous array of that shape and dtype, or leave it out.",
-        )
-    return found
+def _finish(slot: Slot, part: dict[str, Output], rows: slice, arrays: dict[str, Any]) -> dict[str, Any]:
+    slot.finish(part, rows.stop - rows.start)
+    return arrays

@@ -30,6 +30,8 @@ class BuildOptions:
     hardware_compatible: bool = False
     embed_plugin: bool = False
     strip_weights: bool = False
+    tf32: bool = False
+    """Let products of float32 tensors round their inputs to 10 bits, as TensorRT does by itself."""
 
 
 def check_options(options: BuildOptions, owner: TensorRt) -> None:
@@ -40,13 +42,18 @@ def check_options(options: BuildOptions, owner: TensorRt) -> None:
         "--hardware-compatible": options.hardware_compatible,
         "--embed-plugin": options.embed_plugin,
         "--plugin": options.plugin is not None,
-        "--strip-weights": options.strip_weights,
     }
     given = [name for name, value in plain.items() if value]
     if rtx and given:
         raise UsageError(
             f"{given[0]} does not exist for --runtime rtx",
             hint="TensorRT-RTX plans take no plugins and are made per compute capability: leave it out.",
+        )
+    if rtx and options.strip_weights:
+        raise UsageError(
+            "--strip-weights does not work for --runtime rtx: TensorRT-RTX compiles what puts weights back on a GPU, "
+            "and ahead of time there is none",
+            hint="Leave it out, or build with TensorRT on the GPU.",
         )
     if rtx and not options.compute_capabilities:
         raise UsageError(

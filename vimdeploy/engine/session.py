@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from vimdeploy.engine import plugin as plugins
 from vimdeploy.engine import trt
-from vimdeploy.engine.arrays import View
+from vimdeploy.engine.arrays import View, host_array
 from vimdeploy.engine.batching import split
 from vimdeploy.engine.boundary import Messages, Profile, Tensor
 from vimdeploy.engine.cuda import CudaDevice
@@ -81,7 +81,8 @@ def this_machine(manifest: EngineManifest, plugin: Path | None = None) -> Machin
     with suppress(MissingDependencyError):
         _, capability, driver = CudaDevice().facts()
     library = None
-    if manifest.plugin and not manifest.plugin.embedded and version:
+    # TensorRT-RTX takes no plugins: a manifest that says otherwise lies, and no library here could be the right one.
+    if manifest.plugin and not manifest.plugin.embedded and version and flavour != "rtx":
         with suppress(MissingDependencyError):
             library = plugins.find_library(plugin, tensorrt_version=version)
     return Machine(
@@ -136,26 +137,39 @@ class OnnxSession(Face):
         super().__init__(tensors, {t.name: _free(t.shape, batch) for t in tensors if t.is_input})
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnx-session")
 
+        self._closed = False
+
     @override
     def submit(self, inputs: Arrays, out: Arrays | None = None) -> Future[dict[str, Any]]:
-        views, batch = self.look(inputs)
-        return self._pool.submit(self._compute, views, dict(inputs), batch, dict(out or {}))
+        views, outs, batch = self._look(inputs, out)
+        try:
+            return self._pool.submit(self._compute, views, batch, outs, dict(out or {}))
+        except RuntimeError as error:  # another thread closed it in between
+            raise UsageError(_CLOSED, hint=_OPEN_AGAIN) from error
 
     @override
     def run(self, inputs: Arrays, out: Arrays | None = None) -> dict[str, Any]:
-        views, batch = self.look(inputs)
-        return self._compute(views, dict(inputs), batch, dict(out or {}))
+        views, outs, batch = self._look(inputs, out)
+        return self._compute(views, batch, outs, dict(out or {}))
 
     @override
     def close(self) -> None:
+        self._closed = True
         self._pool.shutdown(wait=True)
 
+    def _look(self, inputs: Arrays, out: Arrays | None) -> tuple[dict[str, View], dict[str, View], int]:
+        if self._closed:
+            raise UsageError(_CLOSED, hint=_OPEN_AGAIN)
+        views, batch = self.look(inputs)
+        outs = self.look_out(out, batch)
+        if name := next((n for n, v in (*views.items(), *outs.items()) if v.on_device), None):
+            raise UsageError(f"'{name}' is on a GPU, ONNX Runtime runs on the CPU here", hint="Copy it first.")
+        return views, outs, batch
+
     def _compute(
-        self, views: dict[str, View], inputs: dict[str, Any], batch: int, out: dict[str, Any]
+        self, views: dict[str, View], batch: int, outs: dict[str, View], out: dict[str, Any]
     ) -> dict[str, Any]:
-        if name := next((n for n, v in views.items() if v.on_device), None):
-            raise UsageError(f"input '{name}' is on a GPU, ONNX Runtime runs on the CPU here", hint="Copy it first.")
-        feeds = {name: _as_numpy(value) for name, value in inputs.items()}
+        feeds = {name: host_array(array) for name, array in views.items()}
         rows = _free_rows(self.inputs, batch)
         parts = []
         for chunk in split(batch, self.largest_batch, self.smallest_batch):
@@ -164,10 +178,13 @@ class OnnxSession(Face):
             piece = {n: np.pad(a[chunk], [(0, short)] + [(0, 0)] * (a.ndim - 1)) for n, a in feeds.items()}
             parts.append([y[:count] for y in self._session.run([t.name for t in self.outputs], piece)])
         results = {t.name: np.concatenate([p[i] for p in parts]) for i, t in enumerate(self.outputs)}
-        for name, target in out.items():
-            np.copyto(_as_numpy(target), results[name])
-            results[name] = target
+        for name, target in outs.items():
+            np.copyto(host_array(target), results[name])
+            results[name] = out[name]
         return results
+
+
+_CLOSED, _OPEN_AGAIN = "this session is closed", "Open another with vimdeploy.load."
 
 
 def _onnx_tensor(value: Any, *, is_input: bool) -> Tensor:
@@ -185,14 +202,6 @@ def _free(shape: tuple[int, ...], batch: int) -> tuple[tuple[int, ...], tuple[in
 def _free_rows(inputs: Sequence[Tensor], batch: int) -> int | None:
     fixed = [t.shape[0] for t in inputs if t.shape[0] >= 0]
     return fixed[0] if fixed else None
-
-
-def _as_numpy(value: Any) -> np.ndarray[Any, Any]:
-    if isinstance(value, np.ndarray):
-        return value
-    if getattr(value, "requires_grad", False):
-        value = value.detach()
-    return np.from_dlpack(value)
 
 
 def load(path: str | Path, **options: Any) -> Face:

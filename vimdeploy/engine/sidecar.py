@@ -66,6 +66,8 @@ class EngineManifest(_Section):
     target: TargetInfo
     plugin: PluginInfo | None
     precision: str
+    tf32: bool = True
+    """Whether float32 products may round their inputs to 10 bits; plans from before this was recorded may."""
     kept_float32: tuple[str, ...]
     """Nodes that the precision policy left in float32 because their values do not fit."""
     profiles: tuple[Profile, ...]

@@ -6,18 +6,19 @@ import ctypes
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
-from vimdeploy.engine.arrays import ITEM_BYTES, View, numpy_dtype
+from vimdeploy.engine.arrays import ITEM_BYTES, View
 from vimdeploy.engine.batching import GraphCache, nearest
 from vimdeploy.engine.boundary import Tensor
 from vimdeploy.engine.cuda import CaptureError, Device
 from vimdeploy.errors import VimdeployError
 
 _log = logging.getLogger(__name__)
+_ALIGNMENT = 256
+"""Bytes; TensorRT refuses other addresses. Rows in the middle of somebody's array are copied to one of these."""
 
 
 class Context(Protocol):
@@ -61,7 +62,7 @@ class Captured:
 
 
 class Slot:
-    """Runs chunks of a batch. Used by one call at a time; :class:`vimdeploy.engine.session.Session` keeps a pool."""
+    """Runs chunks of a batch. Used by one call at a time; a :class:`vimdeploy.engine.pool.Pool` hands it out."""
 
     def __init__(
         self,
@@ -73,8 +74,6 @@ class Slot:
         graphs: int,
     ) -> None:
         self.device = device
-        self.stream = device.create_stream()
-        self.event = device.create_event()
         self._make_context = make_context
         self._context = make_context()
         self._inputs = [t for t in tensors if t.is_input]
@@ -83,15 +82,22 @@ class Slot:
         self._least = least
         self._most = most
         self._buffers: dict[str, Buffer] = {}
-        self._graphs: GraphCache[Captured] = GraphCache(graphs, lambda captured: device.release(captured.graph))
+        self._graphs: GraphCache[Captured] = GraphCache(graphs, self._release)
+        self.stream = device.create_stream()
+        self.event = device.create_event()
+
+    def after(self, stream: int) -> None:
+        """Let what follows on this slot wait for what is on another stream now: the work that fills an input."""
+        self.device.record(self.event, stream)
+        self.device.order(self.event, self.stream)
 
     def run(self, inputs: Mapping[str, View], outputs: Mapping[str, Output], rows: slice) -> None:
         """Put one chunk on the stream: inputs in, launch, outputs out (host outputs as far as pinned memory)."""
         count = rows.stop - rows.start
         on_device = all(v.on_device for v in inputs.values()) and all(o.on_device for o in outputs.values())
-        if on_device and count >= self._least:
-            addresses = {n: v.address + rows.start * self._row_bytes[n] for n, v in inputs.items()}
-            addresses.update((n, o.address) for n, o in outputs.items())
+        addresses = {n: v.address + rows.start * self._row_bytes[n] for n, v in inputs.items()}
+        addresses.update((n, o.address) for n, o in outputs.items())
+        if on_device and count >= self._least and not any(a % _ALIGNMENT for a in addresses.values()):
             self._launch(("in place", count, *addresses.values()), addresses, inputs, count)
         else:
             self._run_staged(inputs, outputs, rows, count)
@@ -103,6 +109,12 @@ class Slot:
         for name, output in outputs.items():
             if not output.on_device:
                 ctypes.memmove(output.address, self._buffers[name].host, count * self._row_bytes[name])
+
+    def settle(self) -> None:
+        """Wait for whatever is on the stream: after a failure, before the memory it uses goes away."""
+        with suppress(VimdeployError):  # the failure itself is on its way to the caller
+            self.device.record(self.event, self.stream)
+            self.device.wait(self.event)
 
     def close(self) -> None:
         """Give everything back. The stream must be idle."""
@@ -144,16 +156,22 @@ class Slot:
     def _capture(
         self, key: tuple[Any, ...], addresses: Mapping[str, int], inputs: Mapping[str, View], size: int
     ) -> None:
-        context = self._make_context()
-        self._prepare(context, addresses, inputs, size)
-        self._enqueue(context)  # the first launch of a context allocates, which a capture must not meet
         try:
+            context = self._make_context()
+            self._prepare(context, addresses, inputs, size)
+            self._enqueue(context)  # the first launch of a context allocates, which a capture must not meet
             graph = self.device.capture(self.stream, lambda: self._enqueue(context))
-        except CaptureError as error:
-            _log.warning("this engine cannot be captured into a CUDA graph and runs without: %s", error)
-            self._graphs = GraphCache(0, lambda captured: self.device.release(captured.graph))
+        except (CaptureError, VimdeployError) as error:  # no memory for one more context, or not capturable
+            _log.warning("no CUDA graph of this engine could be captured; it runs without: %s", error)
+            self._graphs.clear()
+            self._graphs = GraphCache(0, self._release)
             return
         self._graphs.put(key, Captured(graph, context))
+
+    def _release(self, captured: Captured) -> None:
+        # CUDA lets a running graph finish; the context whose memory it uses would not wait.
+        self.settle()
+        self.device.release(captured.graph)
 
     def _prepare(self, context: Context, addresses: Mapping[str, int], inputs: Mapping[str, View], size: int) -> None:
         for name, view in inputs.items():
@@ -191,8 +209,3 @@ class Slot:
 def row_bytes(tensor: Tensor) -> int:
     """Return the bytes of one row (one image) of a tensor. Dimensions after the batch are fixed."""
     return math.prod(tensor.shape[1:]) * ITEM_BYTES[tensor.dtype]
-
-
-def empty_host(tensor: Tensor, rows: int) -> np.ndarray[Any, Any]:
-    """Return an uninitialised host array for ``rows`` rows of an output."""
-    return np.empty((rows, *tensor.shape[1:]), numpy_dtype(tensor.dtype))

@@ -85,6 +85,9 @@ def parse_error(path: str, problems: Sequence[ParseProblem]) -> VimdeployError:
     known = _match([problem.text])
     if known:
         return known.kind(f"{where}: {known.message}", hint=known.hint)
+    if problem.code.startswith("UNSUPPORTED_NODE"):  # the text is a condition of TensorRT's source, often just "false"
+        reason = f" ({_brief(problem.text)})" if problem.text != "false" else ""
+        return ArtifactError(f"{where}: TensorRT does not support this operator here{reason}", hint=_EXPORT_AGAIN)
     return ArtifactError(f"{where}: TensorRT cannot take it: {_brief(problem.text)}", hint=_EXPORT_AGAIN)
 
 

@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy.engine.boundary import Built, Config, Layer, Messages, ParseProblem, Profile, Progress, Tensor
-from vimdeploy.errors import MissingDependencyError
+from vimdeploy.errors import MissingDependencyError, VimdeployError
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -166,6 +166,8 @@ class Network:
         if config.strip_weights:
             options.set_flag(api.BuilderFlag.STRIP_PLAN)
             options.set_flag(api.BuilderFlag.REFIT_IDENTICAL)
+        if not config.tf32:  # TensorRT's default, which rounds the inputs of float32 products to 10 bits
+            options.clear_flag(api.BuilderFlag.TF32)
         _set_target(api, options, config.compute_capabilities)
         _set_portability(api, options, config)
         cache = None if config.timing_cache is None else TimingCache(options, config.timing_cache)
@@ -176,21 +178,27 @@ class Network:
             if options.add_optimization_profile(profile) < 0:
                 return Built(None, bad_profile=True)
         plan: trt.IHostMemory | None = self._builder.build_serialized_network(self._definition, options)
-        return Built(None if plan is None else bytes(memoryview(plan)), cache.serialize() if cache else None)
+        return Built(None if plan is None else bytes(memoryview(plan)), cache)
 
 
 class TimingCache:
-    """Measured kernel times, kept between builds. TensorRT refuses one of another GPU or version."""
+    """Measured kernel times, kept between builds. TensorRT refuses one of another GPU or version, and a broken one."""
 
     def __init__(self, options: trt.IBuilderConfig, data: bytes) -> None:
         self._options = options
-        self._cache: trt.ITimingCache = options.create_timing_cache(data)
-        if not options.set_timing_cache(self._cache, False):
-            self._cache = options.create_timing_cache(b"")
-            options.set_timing_cache(self._cache, False)
+        stored: trt.ITimingCache | None = options.create_timing_cache(data)
+        self.refused = stored is None or not options.set_timing_cache(stored, False)
+        if stored is None or self.refused:
+            stored = options.create_timing_cache(b"")
+            options.set_timing_cache(stored, False)
+        self._cache = stored
 
-    def serialize(self) -> bytes:
-        """Return the cache as it is after the build."""
+    def merged(self, stored: bytes) -> bytes:
+        """Return the cache as it is after the build, with what ``stored`` has besides, where TensorRT takes that."""
+        if stored:
+            other: trt.ITimingCache | None = self._options.create_timing_cache(stored)
+            if other is not None:
+                self._cache.combine(other, False)
         return bytes(memoryview(self._cache.serialize()))
 
 
@@ -242,8 +250,19 @@ class Engine:
         return report
 
     def context(self) -> Context:
-        """Create an execution context. Contexts are not thread-safe: one per thread."""
-        return Context(self._engine.create_execution_context())
+        """Create an execution context. Contexts are not thread-safe: one per thread.
+
+        Raises:
+            VimdeployError: there is no memory for it.
+
+        """
+        context: trt.IExecutionContext | None = self._engine.create_execution_context()
+        if context is None:
+            raise VimdeployError(
+                "TensorRT has no memory for an execution context",
+                hint="Open the session with fewer contexts or graphs, or free the GPU ('nvidia-smi' shows its users).",
+            )
+        return Context(context)
 
 
 class Context:
