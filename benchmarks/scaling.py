@@ -142,12 +142,12 @@ def tokens(size: int) -> int:
 
 
 def too_large(model: str, backend: str, size: int) -> str:
-    """Say why a run must be left out: four L x L matrices per head are about what unfused attention holds at once."""
+    """Say why a run must be left out: unfused attention holds three L x L matrices per head at once, or a bit less."""
     if (model, backend) != ("deit", "onnxruntime"):
         return ""
     import psutil
 
-    needed = 4 * DEIT_HEADS * tokens(size) ** 2 * 4 / 2**30
+    needed = 3 * DEIT_HEADS * tokens(size) ** 2 * 4 / 2**30
     available = psutil.virtual_memory().available / 2**30
     return f"would need about {needed:.0f} of {available:.0f} GiB" if needed > available / 2 else ""
 

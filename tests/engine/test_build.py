@@ -335,6 +335,13 @@ def test_what_tensorrt_says_of_a_wrong_profile_is_translated(tiny: Path) -> None
         engine_build.build(parsed, RTX, (), "vim.onnx")
 
 
+def test_turing_is_refused_in_words(tiny: Path, tmp_path: Path) -> None:
+    turing = dataclasses.replace(RTX, compute_capabilities=("sm_75",))
+    with pytest.raises(ArtifactError, match=r"no float32 matrix product for Turing \(sm_75\)"):
+        make(tiny, tmp_path / "vim.engine", turing, precision="fp16")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("said", "kind", "understood"),
     [
@@ -344,6 +351,7 @@ def test_what_tensorrt_says_of_a_wrong_profile_is_translated(tiny: Path) -> None
         ("getPluginCreator could not find plugin: SelectiveScan version: 1", MissingDependencyError, "build-plugin"),
         ("no CUDA-capable device is detected (cudaError 100)", MissingDependencyError, "--runtime rtx"),
         ("could not find any supported formats consistent with input/output", ArtifactError, "no kernel"),
+        ("[myelin_graph.h:1295] MyelinCheckException: mha_fusion.cpp:3156: CHECK failed", ArtifactError, "--bf16"),
         ("something nobody has seen before", ArtifactError, "something nobody has seen before"),
     ],
 )

@@ -69,6 +69,19 @@ _KNOWN = (
         "the timing cache cannot be used",
         "Delete it, or name another with --timing-cache.",
     ),
+    _Known(
+        r"check_turing_op_compatibility",
+        ArtifactError,
+        "TensorRT-RTX has no float32 matrix product for Turing (sm_75), and the scan needs one",
+        "Build for sm_80 or later; on Turing use TensorRT with the plugin, or run the ONNX file in ONNX Runtime.",
+    ),
+    _Known(
+        r"Myelin",
+        ArtifactError,
+        "TensorRT's compiler failed on this graph",
+        "Try another precision (--bf16, --fp32) or --optimization-level, or another version of TensorRT; ONNX Runtime "
+        "runs the ONNX file as it is.",
+    ),
 )
 _NOISE = re.compile(r"catchCudaError")
 """Logged by TensorRT-RTX on every machine without a driver, whatever really went wrong."""
