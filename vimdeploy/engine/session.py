@@ -170,14 +170,14 @@ class OnnxSession(Face):
         self, views: dict[str, View], batch: int, outs: dict[str, View], out: dict[str, Any]
     ) -> dict[str, Any]:
         feeds = {name: host_array(array) for name, array in views.items()}
-        rows = _free_rows(self.inputs, batch)
+        rows, names = _fixed_rows(self.inputs), [t.name for t in self.outputs]
         parts = []
         for chunk in split(batch, self.largest_batch, self.smallest_batch):
             count = chunk.stop - chunk.start
-            short = 0 if rows is None else rows - count
-            piece = {n: np.pad(a[chunk], [(0, short)] + [(0, 0)] * (a.ndim - 1)) for n, a in feeds.items()}
-            parts.append([y[:count] for y in self._session.run([t.name for t in self.outputs], piece)])
-        results = {t.name: np.concatenate([p[i] for p in parts]) for i, t in enumerate(self.outputs)}
+            piece = {n: _filled(a[chunk], rows or count) for n, a in feeds.items()}
+            parts.append([y[:count] for y in self._session.run(names, piece)])
+        whole = parts[0] if len(parts) == 1 else [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+        results: dict[str, Any] = dict(zip(names, whole, strict=True))
         for name, target in outs.items():
             np.copyto(host_array(target), results[name])
             results[name] = out[name]
@@ -199,9 +199,15 @@ def _free(shape: tuple[int, ...], batch: int) -> tuple[tuple[int, ...], tuple[in
     return least, most, most
 
 
-def _free_rows(inputs: Sequence[Tensor], batch: int) -> int | None:
-    fixed = [t.shape[0] for t in inputs if t.shape[0] >= 0]
-    return fixed[0] if fixed else None
+def _fixed_rows(inputs: Sequence[Tensor]) -> int | None:
+    """Return the only batch that a model takes; None where it takes any."""
+    return next((t.shape[0] for t in inputs if t.shape[0] >= 0), None)
+
+
+def _filled(array: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
+    """Return an array with zeros behind it up to ``rows``; without a copy where none are missing."""
+    short = rows - len(array)
+    return np.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1)) if short else array
 
 
 def load(path: str | Path, **options: Any) -> Face:
