@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,7 +18,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from vimdeploy import __version__
+from vimdeploy.engine import session
 from vimdeploy.files import sha256_file
+from vimdeploy.inspect import inspect_layers
 from vimdeploy.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
@@ -158,6 +161,23 @@ def test_inspect_counts_operators_and_parameters(home):
     assert facts["manifest"]["describes this file"] is True
     architecture = succeed("inspect", home / "cls_tiny.pth", "--json").json()["architecture"]
     assert (architecture["embed_dim"], architecture["depth"], architecture["bimamba_type"]) == (64, 4, "v2")
+
+
+def test_inspect_lists_the_nodes_that_keep_takes_names_of(home):
+    layers = succeed("inspect", home / "cls_tiny.onnx", "--layers", "--json").json()["layers"]
+    scans = [layer for layer in layers if layer["op"] == "vimdeploy::SelectiveScan"]
+    assert [(scan["type"], scan["shape"]) for scan in scans] == [("float32", "batch x 17 x 128")] * 4
+    assert scans[0]["name"] in succeed("inspect", home / "cls_tiny.onnx", "--layers").stderr
+    refuse("inspect", home / "cls_tiny.pth", "--layers", words=["has no layers to list"])
+
+
+def test_inspect_lists_the_layers_of_a_plan_as_built(monkeypatch):
+    report = {"Layers": [{"LayerType": "PluginV3", "Name": "scan_0", "TacticName": "0x1"}, "without details"]}
+    monkeypatch.setattr(session, "load_plan", lambda path: (None, SimpleNamespace(inspect=lambda: report)))
+    assert inspect_layers(Path("vim.engine")) == [
+        {"layer": "PluginV3", "name": "scan_0", "tactic": "0x1"},
+        {"layer": "", "name": "without details", "tactic": ""},
+    ]
 
 
 def test_inspect_notices_a_file_that_its_manifest_does_not_describe(copy):

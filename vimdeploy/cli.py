@@ -215,19 +215,25 @@ def predict(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file, a manifest or a recipe.")],
+    file: Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file, a plan, a manifest or a recipe.")],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also list an ONNX file's nodes, or, on its GPU, a plan's layers.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Say what a file holds: architecture, shapes, operators, types, sizes, manifest."""
-    from vimdeploy.inspect import inspect_file
+    from vimdeploy.inspect import inspect_file, inspect_layers
 
     facts = inspect_file(file)
+    listed = inspect_layers(file) if layers else []
     if as_json:
-        print_json(facts)
+        print_json({**facts, "layers": listed} if layers else facts)
         return
     for section, content in facts.items():
         rows = content.items() if isinstance(content, dict) else [("", content)]
         table(section, ("what", "value"), [(key, _short(value)) for key, value in rows])
+    if layers:
+        table("layers", tuple(listed[0]) if listed else (), [tuple(row.values()) for row in listed])
 
 
 @app.command()

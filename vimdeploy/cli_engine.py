@@ -297,9 +297,9 @@ def show_layers(layers: Sequence[Layer], inspector: dict[str, Any] | None) -> No
     rows = [(kind, dtype, n, weights[kind, dtype]) for (kind, dtype), n in counts.most_common()]
     table("Network as parsed", ("layer", "type", "count", "weight bytes"), rows)
     if inspector:
-        built = [e if isinstance(e, dict) else {"Name": e} for e in inspector.get("Layers", [])]
-        shown = [(e.get("LayerType", ""), e.get("Name", ""), e.get("TacticName", "")) for e in built]
-        table("Engine as built", ("layer", "name", "tactic"), shown)
+        from vimdeploy.engine.proof import engine_layers
+
+        table("Engine as built", ("layer", "name", "tactic"), engine_layers(inspector))
 
 
 def _precision(*, fp32: bool, fp16: bool, bf16: bool) -> str | None:

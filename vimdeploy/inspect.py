@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vimdeploy.errors import ArtifactError, VimdeployError
+from vimdeploy.errors import ArtifactError, UsageError, VimdeployError
 from vimdeploy.manifest import PLAN_SUFFIXES
 
 if TYPE_CHECKING:
@@ -41,6 +41,43 @@ def inspect_file(path: Path) -> dict[str, Any]:
         f"{path}: '{path.suffix}' is no kind of file that vimdeploy knows.",
         hint="Pass a .pth, .pt, .safetensors, .onnx, .engine, .json or .toml file.",
     )
+
+
+def inspect_layers(path: Path) -> list[dict[str, str]]:
+    """Return the nodes of an ONNX file (name, op, type and shape of the output), or the layers of a plan as built.
+
+    Raises:
+        UsageError: a file without layers.
+        ArtifactError: this machine cannot load the plan; says why.
+
+    """
+    if path.suffix in PLAN_SUFFIXES:
+        return _plan_layers(path)
+    if path.suffix != ".onnx":
+        raise UsageError(f"{path}: has no layers to list.", hint="--layers is for .onnx files and plans.")
+    import onnx
+
+    from vimdeploy.backends import read_onnx
+    from vimdeploy.pipeline import tensor_info
+
+    model = read_onnx(path)
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    known = {value.name: tensor_info(value) for value in (*graph.value_info, *graph.output)}
+    rows = []
+    for node in model.graph.node:
+        output = known.get(node.output[0])
+        op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        shape = "" if output is None else " x ".join(map(str, output.shape))
+        rows.append({"name": node.name, "op": op, "type": output.dtype if output else "", "shape": shape})
+    return rows
+
+
+def _plan_layers(path: Path) -> list[dict[str, str]]:
+    from vimdeploy.engine.proof import engine_layers
+    from vimdeploy.engine.session import load_plan
+
+    _, engine = load_plan(path)
+    return [{"layer": kind, "name": name, "tactic": tactic} for kind, name, tactic in engine_layers(engine.inspect())]
 
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:

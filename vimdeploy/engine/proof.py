@@ -101,6 +101,12 @@ class EngineSummary:
         return asdict(self)
 
 
+def engine_layers(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (kind, name, tactic) of every layer in the inspector's JSON report."""
+    entries = [entry if isinstance(entry, dict) else {"Name": entry} for entry in report.get("Layers", [])]
+    return [(str(e.get("LayerType", "")), str(e["Name"]), str(e.get("TacticName", ""))) for e in entries if "Name" in e]
+
+
 _BYTES = {"FP32": 4, "FLOAT": 4, "INT32": 4, "FP16": 2, "HALF": 2, "BF16": 2, "INT64": 8, "INT8": 1, "BOOL": 1}
 
 

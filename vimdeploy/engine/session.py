@@ -49,18 +49,25 @@ class Session(DeviceSession):
     def __init__(
         self, path: str | Path, *, contexts: int = 1, graphs: int = 8, plugin: str | Path | None = None
     ) -> None:
-        path = Path(path)
-        self.manifest = read_engine_manifest(path)
-        explicit = Path(plugin) if plugin else None
-        machine = this_machine(self.manifest, explicit)
-        refuse_unloadable(path, self.manifest, machine)
-        owner = trt.load(self.manifest.tensorrt.flavour)
-        if self.manifest.plugin and not self.manifest.plugin.embedded:
-            plugins.load_library(owner.api, explicit)
-        device = CudaDevice()
-        engine = open_engine(owner, path.read_bytes(), self.manifest, str(path))
+        self.manifest, engine = load_plan(Path(path), Path(plugin) if plugin else None)
         profile = engine.profiles()[0] if engine.profiles() else _fixed(engine.tensors())
-        super().__init__(engine.context, device, engine.tensors(), profile, contexts=contexts, graphs=graphs)
+        super().__init__(engine.context, CudaDevice(), engine.tensors(), profile, contexts=contexts, graphs=graphs)
+
+
+def load_plan(path: Path, plugin: Path | None = None) -> tuple[EngineManifest, trt.Engine]:
+    """Load a plan and what it needs; see :class:`Session` for the errors.
+
+    Args:
+        path: the plan; its manifest lies beside it and is checked first.
+        plugin: plugin library, where it is not found by itself.
+
+    """
+    manifest = read_engine_manifest(path)
+    refuse_unloadable(path, manifest, this_machine(manifest, plugin))
+    owner = trt.load(manifest.tensorrt.flavour)
+    if manifest.plugin and not manifest.plugin.embedded:
+        plugins.load_library(owner.api, plugin)
+    return manifest, open_engine(owner, path.read_bytes(), manifest, str(path))
 
 
 def open_engine(owner: trt.TensorRt, plan: bytes, manifest: EngineManifest, source: str) -> trt.Engine:
