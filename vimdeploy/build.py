@@ -24,7 +24,7 @@ from vimdeploy.engine.sidecar import EngineManifest, PluginInfo, TargetInfo, Ten
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
 from vimdeploy.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
 from vimdeploy.graph.precision import PRECISIONS
-from vimdeploy.images import synthetic_images
+from vimdeploy.images import sample_images
 from vimdeploy.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
 from vimdeploy.models.recipe import BatchProfile, ParityContract
 from vimdeploy.verify.metrics import compare
@@ -46,6 +46,8 @@ class BuildRequest:
     half_io: bool = False
     max_error: float | None = None
     """Relative RMS error that half precision may cost; None takes the recipe's contract."""
+    images: Path | None = None
+    """Folder of images to measure and verify on; None takes synthetic ones."""
     timing_cache: Path | None = None
     """Folder of the timing cache; None keeps none."""
     verify: bool = True
@@ -206,7 +208,7 @@ def _in_precision(
         return model, held, []
     if wanted == "fp32":
         return model, "fp32", []
-    convert = ConvertRequest(wanted, request.keep, request.half_io, verify=request.verify, max_error=request.max_error)
+    convert = ConvertRequest(wanted, request.keep, request.half_io, request.verify, request.max_error, request.images)
     converted = convert_in_memory(model, manifest, convert, source, say)
     return converted.model, wanted, [f"{k.node}: {k.reason}" for k in converted.report.kept]
 
@@ -303,7 +305,7 @@ def _parity(
         path = Path(folder) / "check.engine"
         write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
         batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
-        images = synthetic_images(min(batch, 8), manifest.preprocessing)
+        images = sample_images(manifest.preprocessing, request.images, min(batch, 8))
         with Session(path, graphs=0, plugin=request.options.plugin) as session:
             candidate = joined(SessionBackend(session).run(images))
         reference = joined(OnnxBackend(model).run(images))

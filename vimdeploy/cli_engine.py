@@ -28,6 +28,10 @@ MaxError = Annotated[
         "recipe's contract.",
     ),
 ]
+Images = Annotated[
+    Path | None,
+    typer.Option(help="Folder of images to measure on, as the model will see; default: synthetic images."),
+]
 IoDtype = Annotated[str, typer.Option(help="Type of inputs and outputs: fp32 or the model's own half (fp16, bf16).")]
 
 
@@ -46,6 +50,7 @@ def convert(
     io_dtype: IoDtype = "fp32",
     keep: Keep = None,
     max_error: MaxError = None,
+    images: Images = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with float32.")] = True,
     policy: Annotated[bool, typer.Option("--policy", help="Also print what goes down and what stays.")] = False,
     as_json: JsonFlag = False,
@@ -56,7 +61,7 @@ def convert(
 
     precision = _precision(fp32=False, fp16=fp16, bf16=bf16) or "fp16"
     target = output or model.with_suffix(f".{precision}.onnx")
-    request = ConvertRequest(precision, tuple(keep or ()), _half_io(io_dtype, precision), verify, max_error)
+    request = ConvertRequest(precision, tuple(keep or ()), _half_io(io_dtype, precision), verify, max_error, images)
     with progress("Converting"):
         made = run(model, target, request, lambda text: say(f"{text} ...", style="dim"))
     report = made.report
@@ -87,6 +92,7 @@ def build_engine(
     io_dtype: IoDtype = "fp32",
     keep: Keep = None,
     max_error: MaxError = None,
+    images: Images = None,
     min_batch: Annotated[int | None, typer.Option(help="Smallest batch; default from the recipe.")] = None,
     opt_batch: Annotated[int | None, typer.Option(help="The batch to tune for.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Largest batch.")] = None,
@@ -140,7 +146,7 @@ def build_engine(
         tf32=tf32,
     )
     half_io = _half_io(io_dtype, precision)
-    request = BuildRequest(options, precision, tuple(keep or ()), half_io, max_error, timing_cache, verify)
+    request = BuildRequest(options, precision, tuple(keep or ()), half_io, max_error, images, timing_cache, verify)
     with progress("Building") as update:
         bar = _Bar(update)
         made = run(model, output or model.with_suffix(".engine"), request, _say_stage, bar)

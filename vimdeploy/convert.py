@@ -13,7 +13,7 @@ from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.files import check_writable, sha256_bytes, write_all
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model
-from vimdeploy.images import synthetic_images
+from vimdeploy.images import sample_images
 from vimdeploy.manifest import Manifest, manifest_path, read_manifest
 from vimdeploy.models.recipe import ParityContract
 from vimdeploy.verify.metrics import Metrics
@@ -35,7 +35,10 @@ class ConvertRequest:
     verify: bool = True
     max_error: float | None = None
     """Relative RMS error that half precision may cost at the output; None takes the recipe's contract."""
+    images: Path | None = None
+    """Folder of images to measure on; None takes synthetic ones."""
     samples: int = 4
+    """How many synthetic images."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,10 @@ def convert_in_memory(
     precision = PRECISIONS[request.precision]
     policy = Policy(keep=(*(manifest.precision.keep_fp32 if manifest else ()), *request.keep))
     if manifest is None or not importlib.util.find_spec("onnxruntime"):
-        if request.max_error is not None:
+        if request.max_error is not None or request.images is not None:
             raise UsageError(
-                f"{source}: without {'its manifest' if manifest is None else 'onnxruntime'} no error can be measured.",
-                hint="Leave --max-error out." if manifest is None else "pip install 'vimdeploy[ort]'",
+                f"{source}: without {'its manifest' if manifest is None else 'onnxruntime'} nothing can be measured.",
+                hint="Leave --max-error and --images out." if manifest is None else "pip install 'vimdeploy[ort]'",
             )
         say(f"Converting to {precision.name}")
         result, report = convert_model(model, precision, policy, half_io=request.half_io)
@@ -104,7 +107,7 @@ def _measured(
     from vimdeploy.verify.ranges import measure
     from vimdeploy.verify.sensitivity import Task, fit
 
-    images = synthetic_images(request.samples, manifest.preprocessing)
+    images = sample_images(manifest.preprocessing, request.images, request.samples)
     say("Measuring activations on sample images")
     ranges = measure(model, images)
     say(f"Converting to {precision.name}")

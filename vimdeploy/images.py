@@ -71,6 +71,16 @@ def _resize_and_crop(image: Image.Image, spec: InputSpec) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def sample_images(spec: InputSpec, folder: Path | None, count: int) -> FloatArray:
+    """Return images (B, C, H, W) to measure a model on: the files of a folder, or ``count`` synthetic ones.
+
+    Raises:
+        ImageError: there is no such folder, or no image in it.
+
+    """
+    return synthetic_images(count, spec) if folder is None else load_images(find_images(folder), spec)
+
+
 def synthetic_images(count: int, spec: InputSpec, seed: int = 0) -> FloatArray:
     """Return (count, C, H, W) reproducible images in the range of normalised ones: smooth waves and noise."""
     random = np.random.default_rng(seed)

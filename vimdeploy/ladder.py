@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from vimdeploy.backends import read_onnx
 from vimdeploy.errors import UsageError, VerificationError
 from vimdeploy.graph.check import check_model
+from vimdeploy.images import sample_images
 from vimdeploy.manifest import PLAN_SUFFIXES, read_manifest
-from vimdeploy.pipeline import VerifyRequest, find_checkpoint, request_of, sample_images
+from vimdeploy.pipeline import VerifyRequest, find_checkpoint, request_of
 from vimdeploy.verify.ladder import LadderReport, climb
 from vimdeploy.verify.rungs import Subject, engine_source, make_rungs
 
@@ -48,7 +49,7 @@ def verify_ladder(
         )
     check_model(model, str(path), allow_reversal=True)
     torch_model, missing = _torch_model(path, manifest, request, stage)
-    images = sample_images(manifest.preprocessing, request)
+    images = sample_images(manifest.preprocessing, request.images, request.samples)
     stage(f"Converting to {precision}")
     subject = Subject(model, manifest, torch_model, missing, precision, engines=engines)
     rungs = make_rungs(subject, images, stage)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy import __version__
-from vimdeploy.backends import Array, read_onnx
+from vimdeploy.backends import read_onnx
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.files import check_writable, sha256_bytes, write_all
 from vimdeploy.graph import contract
-from vimdeploy.images import find_images, load_images, synthetic_images
+from vimdeploy.images import sample_images, synthetic_images
 from vimdeploy.manifest import (
     CheckpointInfo,
     Manifest,
@@ -27,7 +27,7 @@ from vimdeploy.manifest import (
     manifest_path,
     read_manifest,
 )
-from vimdeploy.models.recipe import BatchProfile, Classes, InputSpec, Parity, ParityContract, Precision
+from vimdeploy.models.recipe import BatchProfile, Classes, Parity, ParityContract, Precision
 from vimdeploy.verify.onnx import Report, verify_onnx
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
     if request.atol is not None or request.rtol is not None:
         parity = ParityContract(atol=request.atol or 0.0, rtol=request.rtol or 0.0)
     batches = request.batches or _default_batches(onnx_model)
-    images = sample_images(manifest.preprocessing, request)
+    images = sample_images(manifest.preprocessing, request.images, request.samples)
     # ONNX Runtime's CPU drops roundings between half-precision nodes that a GPU makes.
     runnable = path if precision == "fp32" else emulate(onnx_model)
     report = verify_onnx(
@@ -187,13 +187,6 @@ def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
 def _default_batches(onnx_model: onnx.ModelProto) -> tuple[int, ...]:
     fixed = onnx_model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     return (fixed,) if fixed else (1, 3)
-
-
-def sample_images(spec: InputSpec, request: VerifyRequest) -> Array:
-    """Return the images that a verification runs on: files of a folder, or synthetic ones."""
-    if request.images is not None:
-        return load_images(find_images(request.images), spec)
-    return synthetic_images(request.samples, spec)
 
 
 def find_checkpoint(path: Path, manifest: Manifest, request: VerifyRequest) -> Path | None:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from exports import DATA, cli, relative_rms
 from onnx import numpy_helper
+from PIL import Image
 from trained_like import image
 
 from vimdeploy.backends import OnnxBackend
@@ -96,7 +97,7 @@ def test_at_most_half_of_the_blocks_are_kept(tiny: Path, tiny_model: onnx.ModelP
     assert len(found.kept) == 2
     with pytest.raises(VerificationError, match=r"relative RMS .* even with block\.\d, block\.\d in float32"):
         convert_in_memory(tiny_model, read_manifest(tiny), ConvertRequest(max_error=1e-7), "vim.onnx", quiet)
-    with pytest.raises(UsageError, match="without its manifest no error can be measured"):
+    with pytest.raises(UsageError, match="without its manifest nothing can be measured"):
         convert_in_memory(tiny_model, None, ConvertRequest(max_error=1e-3), "vim.onnx", quiet)
 
 
@@ -112,3 +113,17 @@ def test_the_command_says_which_blocks_stay_and_why(tiny: Path, tmp_path: Path) 
     assert read_manifest(half).contract.fp16.relative_rms == 1e-3, "the file owes what was asked of it"
     as_json = json.loads(cli("convert", str(tiny), "-o", str(half), "--max-error", "1e-3", "--json").stdout)
     assert as_json["kept_blocks"] == conversion["kept_blocks"]
+
+
+def test_the_images_to_measure_on_can_be_the_users_own(tiny: Path, tmp_path: Path) -> None:
+    folder, half = tmp_path / "photos", tmp_path / "half.onnx"
+    missing = cli("convert", str(tiny), "-o", str(half), "--images", str(folder))
+    assert missing.returncode == 2
+    assert f"{folder}: there is no such folder" in missing.stderr
+    folder.mkdir()
+    for seed in range(3):
+        pixels = np.random.default_rng(seed).integers(0, 255, (80, 100, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{seed}.png")
+    done = cli("convert", str(tiny), "-o", str(half), "--images", str(folder), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["samples"] == 3

@@ -159,13 +159,17 @@ def _fewest(ranked: Sequence[Cost], bound: float, together: float) -> int:
     return next((n for n in range(1, len(squares)) if scale * sum(squares[n:]) <= bound**2), len(squares))
 
 
+_BATCH = 8
+"""Images at a time, where the model takes any batch."""
+
+
 class _Trials:
     """Runs candidates against one reference that is computed once."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._unit: int = task.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
-        self._batch = self._unit if self._unit > 1 else len(task.images)
+        self._batch = self._unit if self._unit > 1 else min(len(task.images), _BATCH)
         count = -(-len(task.images) // self._unit) * self._unit
         self._images = np.resize(task.images, (count, *task.images.shape[1:]))
         self._reference = self._run(task.model, self._images)
