@@ -111,7 +111,8 @@ def _from_cuda(what: str, value: Any) -> View:
     address, read_only = interface["data"]
     contiguous = dlpack.is_contiguous(shape, elements)
     stream = interface.get("stream")  # version 3; 1 and 2 are CUDA's own names of its default streams
-    return View(address, shape, str(dtype), True, contiguous, value, read_only=bool(read_only), stream=stream)
+    name = _NAMES.get(dtype) or str(dtype)
+    return View(address, shape, name, True, contiguous, value, read_only=bool(read_only), stream=stream)
 
 
 def host_array(array: View) -> np.ndarray[Any, Any]:
