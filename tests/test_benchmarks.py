@@ -30,7 +30,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["cpu", "precision"])
+@pytest.mark.parametrize("name", ["cpu", "engine", "precision"])
 def test_the_committed_table_is_that_of_the_committed_numbers(name: str) -> None:
     numbers = json.loads((RESULTS / f"{name}.json").read_text())
     assert (RESULTS / f"{name}.md").read_text() == script(name).table(numbers)
