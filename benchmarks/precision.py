@@ -90,7 +90,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
         }
     for precision, bound in BOUNDS:
         task = Task(model, images, ParityContract(relative_rms=bound), classes=True, ranges=ranges)
-        found = fit(task, precision, Policy(), say=lambda _: None)
+        found = fit(task, precision, Policy(), lambda _: None)
         assert found.metrics.passed, (name, precision.name, bound)
         row["bounds"].append(
             {

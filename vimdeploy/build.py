@@ -95,7 +95,7 @@ def build_engine(
     manifest = _manifest(model_path, notes)
     engine_build.refuse_foreign(model, str(model_path))
     library = _load_plugin(owner, request.options, device, model, say)
-    model, precision, conversion = _in_precision(model, manifest, request, str(model_path), say)
+    model, precision, conversion = _in_precision(model, manifest, request, str(model_path), say, bar)
     manifest = owing(manifest, precision, request.max_error) if manifest else None
     profiles = engine_build.make_profiles(model, request.options, _recipe_batch(manifest))
     say("Parsing and proving the network")
@@ -194,7 +194,7 @@ def _load_plugin(
 
 
 def _in_precision(
-    model: onnx.ModelProto, manifest: Manifest | None, request: BuildRequest, source: str, say: Say
+    model: onnx.ModelProto, manifest: Manifest | None, request: BuildRequest, source: str, say: Say, bar: Bar | None
 ) -> tuple[onnx.ModelProto, str, list[str]]:
     """Return the model in the types to build, the name of its precision, and the nodes kept in float32."""
     held = _held_precision(model)
@@ -209,7 +209,12 @@ def _in_precision(
     if wanted == "fp32":
         return model, "fp32", []
     convert = ConvertRequest(wanted, request.keep, request.half_io, request.verify, request.max_error, request.images)
-    converted = convert_in_memory(model, manifest, convert, source, say)
+
+    def progress(done: int, total: int) -> None:
+        if bar is not None:
+            bar.update("Measuring blocks", done / total)
+
+    converted = convert_in_memory(model, manifest, convert, source, say, progress)
     return converted.model, wanted, [f"{k.node}: {k.reason}" for k in converted.report.kept]
 
 

@@ -62,8 +62,8 @@ def convert(
     precision = _precision(fp32=False, fp16=fp16, bf16=bf16) or "fp16"
     target = output or model.with_suffix(f".{precision}.onnx")
     request = ConvertRequest(precision, tuple(keep or ()), _half_io(io_dtype, precision), verify, max_error, images)
-    with progress("Converting"):
-        made = run(model, target, request, lambda text: say(f"{text} ...", style="dim"))
+    with progress("Converting") as update:
+        made = run(model, target, request, _say_stage, update)
     report = made.report
     if as_json:
         facts: dict[str, Any] = {"onnx": str(target), "casts": report.casts, "nodes": report.nodes}

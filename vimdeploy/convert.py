@@ -16,7 +16,10 @@ from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, con
 from vimdeploy.images import sample_images
 from vimdeploy.manifest import Manifest, manifest_path, read_manifest
 from vimdeploy.models.recipe import ParityContract
+from vimdeploy.verify.ladder import Progress
 from vimdeploy.verify.metrics import Metrics
+from vimdeploy.verify.ranges import measure
+from vimdeploy.verify.sensitivity import Stage, Task, fit
 
 if TYPE_CHECKING:
     import onnx
@@ -53,8 +56,15 @@ class Converted:
     """Blocks kept in float32 because the contract could not be kept otherwise."""
 
 
-def convert(path: Path, output: Path, request: ConvertRequest, say: Say) -> Converted:
+def convert(path: Path, output: Path, request: ConvertRequest, say: Say, progress: Progress | None = None) -> Converted:
     """Convert a file and write the result with its manifest.
+
+    Args:
+        path: float32 ONNX file with its manifest beside it.
+        output: file to write.
+        request: how to convert.
+        say: told what begins.
+        progress: told how far the measuring of blocks is, where that is needed.
 
     Raises:
         ArtifactError: the file or its manifest is missing, corrupt or foreign.
@@ -66,7 +76,7 @@ def convert(path: Path, output: Path, request: ConvertRequest, say: Say) -> Conv
     if output.resolve() == path.resolve():
         raise UsageError(f"{output}: is the file to convert.", hint="Choose another name with -o.")
     model, manifest = read_onnx(path), owing(read_manifest(path), request.precision, request.max_error)
-    converted = convert_in_memory(model, manifest, request, str(path), say)
+    converted = convert_in_memory(model, manifest, request, str(path), say, progress)
     content = converted.model.SerializeToString(deterministic=True)
     sidecar = converted_manifest(manifest, converted, content)
     write_all({manifest_path(output): sidecar.to_bytes(), output: content})
@@ -74,7 +84,12 @@ def convert(path: Path, output: Path, request: ConvertRequest, say: Say) -> Conv
 
 
 def convert_in_memory(
-    model: onnx.ModelProto, manifest: Manifest | None, request: ConvertRequest, source: str, say: Say
+    model: onnx.ModelProto,
+    manifest: Manifest | None,
+    request: ConvertRequest,
+    source: str,
+    say: Say,
+    progress: Progress | None = None,
 ) -> Converted:
     """Convert a model as ``build-engine`` and ``convert`` do; see :func:`convert`."""
     if request.precision not in PRECISIONS:
@@ -91,7 +106,12 @@ def convert_in_memory(
         result, report = convert_model(model, precision, policy, half_io=request.half_io)
         check_model(result, source, allow_reversal=True)
         return Converted(result, report, None)
-    return _measured(model, manifest, request, precision, policy, source, say)
+
+    def stage(text: str) -> Progress | None:
+        say(text)
+        return progress
+
+    return _measured(model, manifest, request, precision, policy, source, stage)
 
 
 def _measured(
@@ -101,23 +121,20 @@ def _measured(
     precision: Precision,
     policy: Policy,
     source: str,
-    say: Say,
+    stage: Stage,
 ) -> Converted:
     """Convert with what sample images show: values that do not fit, and blocks that cost too much."""
-    from vimdeploy.verify.ranges import measure
-    from vimdeploy.verify.sensitivity import Task, fit
-
     images = sample_images(manifest.preprocessing, request.images, request.samples)
-    say("Measuring activations on sample images")
+    stage("Measuring activations on sample images")
     ranges = measure(model, images)
-    say(f"Converting to {precision.name}")
+    stage(f"Converting to {precision.name}")
     if not request.verify:
         result, report = convert_model(model, precision, policy, ranges=ranges, half_io=request.half_io)
         check_model(result, source, allow_reversal=True)
         return Converted(result, report, None)
     contract: ParityContract = getattr(owing(manifest, precision.name, request.max_error).contract, precision.name)
     task = Task(model, images, contract, manifest.model.task == "classify", ranges, request.half_io)
-    fitted = fit(task, precision, policy, say=say)
+    fitted = fit(task, precision, policy, stage)
     check_model(fitted.model, source, allow_reversal=True)
     if not fitted.metrics.passed:
         raise VerificationError(

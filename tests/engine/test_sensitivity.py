@@ -33,7 +33,7 @@ def quiet(_: str) -> None:
 def fitted(model: onnx.ModelProto, bound: float, images: np.ndarray = SMALL) -> Fitted:
     contract = ParityContract(relative_rms=bound)
     task = Task(model, images, contract, classes=True, ranges=measure(model, images))
-    return fit(task, FP16, Policy(), say=quiet)
+    return fit(task, FP16, Policy(), quiet)
 
 
 def test_fp16_of_vim_ti_reaches_two_per_mille_with_few_blocks_in_float32(vim_ti: Path) -> None:

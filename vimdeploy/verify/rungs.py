@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from vimdeploy.manifest import Manifest
 from vimdeploy.verify.departure import first_departing_node
 from vimdeploy.verify.ladder import Rung
 from vimdeploy.verify.ranges import measure
-from vimdeploy.verify.sensitivity import Task, fit
+from vimdeploy.verify.sensitivity import Stage, Task, fit
 
 if TYPE_CHECKING:
     import onnx
@@ -46,11 +45,11 @@ class Subject:
     engines: tuple[Path, ...] = ()
 
 
-def make_rungs(subject: Subject, images: Array, say: Callable[[str], Any] = lambda _: None) -> list[Rung]:
+def make_rungs(subject: Subject, images: Array, stage: Stage = lambda _: None) -> list[Rung]:
     """Return the ladder: torch float32, torch half, ONNX float32, ONNX half, engine float32, engine half."""
     task, half = subject.manifest.model.task, subject.precision
     fixed = subject.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
-    converted, kept = _converted(subject, images[: fixed or 4], say)
+    converted, kept = _converted(subject, images[: fixed or 4], stage)
     emulated = emulate(converted)
     note = f"{', '.join(kept)} in float32" if kept else ""
     bound = getattr(subject.manifest.contract, half).relative_rms or 1e-2
@@ -77,7 +76,7 @@ def make_rungs(subject: Subject, images: Array, say: Callable[[str], Any] = lamb
     ]
 
 
-def _converted(subject: Subject, images: Array, say: Callable[[str], Any]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def _converted(subject: Subject, images: Array, stage: Stage) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Return the model in half precision and the blocks that stayed float32."""
     precision, manifest = PRECISIONS[subject.precision], subject.manifest
     ranges = measure(subject.model, images)
@@ -85,7 +84,7 @@ def _converted(subject: Subject, images: Array, say: Callable[[str], Any]) -> tu
         return convert_model(subject.model, precision, subject.policy, ranges=ranges)[0], ()
     contract = getattr(manifest.contract, precision.name)
     task = Task(subject.model, images, contract, manifest.model.task == "classify", ranges)
-    fitted = fit(task, precision, Policy(keep=manifest.precision.keep_fp32), say=say)
+    fitted = fit(task, precision, Policy(keep=manifest.precision.keep_fp32), stage)
     return fitted.model, fitted.kept
 
 

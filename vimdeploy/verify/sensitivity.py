@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +19,11 @@ from vimdeploy.backends import OnnxBackend, joined
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import Policy, Precision, Report, convert_model
 from vimdeploy.models.recipe import ParityContract
+from vimdeploy.verify.ladder import Progress
 from vimdeploy.verify.metrics import Metrics, compare
 
 Images = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
+Stage = Callable[[str], Progress | None]
 
 HEAD = "head"
 """What follows the last block: final norm, choice of tokens, classifier."""
@@ -96,13 +96,18 @@ def blocks(model: onnx.ModelProto) -> list[Block]:
     return [*found, Block(HEAD, frozenset(nodes))]
 
 
-def fit(
-    task: Task, precision: Precision, policy: Policy, *, say: Callable[[str], Any], progress: Progress | None = None
-) -> Fitted:
+def fit(task: Task, precision: Precision, policy: Policy, stage: Stage) -> Fitted:
     """Convert under ``policy``; where that breaks the contract, keep the costliest blocks in float32 until it holds.
 
     At most half of the blocks are kept: beyond that the result would be float32 by another name. The metrics of the
     result then still have their violations.
+
+    Args:
+        task: what is converted and what it is held to.
+        precision: to go down to.
+        policy: what goes down; what it keeps stays kept.
+        stage: told where measuring begins, and returns whom to tell how far it is.
+
     """
     trials = _Trials(task)
     model, report = trials.convert(precision, policy)
@@ -111,8 +116,8 @@ def fit(
     if fitted.metrics.passed or len(parts) < 3:
         return fitted
     name = precision.name.upper()
-    say(f"{name} everywhere costs relative RMS {fitted.metrics.relative_rms:.1e}: measuring it block by block")
-    costs = _costs(trials, precision, policy, parts, progress)
+    told = f"{name} everywhere costs relative RMS {fitted.metrics.relative_rms:.1e}: measuring it block by block"
+    costs = _costs(trials, precision, policy, parts, stage(told))
     ranked = sorted(costs, key=lambda cost: -cost.error)
     bound, most = task.contract.relative_rms, len(parts) // 2
     start = 1 if bound is None else _fewest(ranked, bound, fitted.metrics.relative_rms)
@@ -153,7 +158,7 @@ def _fewest(ranked: Sequence[Cost], bound: float, together: float) -> int:
     ``together`` is what all of them were measured to cost: it says how far that holds for this model.
     """
     squares = [cost.error**2 for cost in ranked]
-    scale = together**2 / sum(squares)
+    scale = together**2 / (sum(squares) or np.inf)
     if not 0 < scale < np.inf:
         scale = 1.0
     return next((n for n in range(1, len(squares)) if scale * sum(squares[n:]) <= bound**2), len(squares))
