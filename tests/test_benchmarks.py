@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vimdeploy.models import mamba
+from vimdeploy.models import mamba, ss2d
 from vimdeploy.models.vim import VisionMamba
 from vimdeploy.models.vim_config import VimConfig
 from vimdeploy.ops import causal_conv1d, causal_conv1d_reference, selective_scan, selective_scan_reference
@@ -54,6 +54,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     # The benchmark replaces these in its own process; here they are put back.
     monkeypatch.setattr(mamba, "causal_conv1d", causal_conv1d)
     monkeypatch.setattr(mamba, "selective_scan", selective_scan)
+    monkeypatch.setattr(ss2d, "selective_scan", selective_scan)
     return module
 
 
@@ -64,7 +65,7 @@ def test_the_loop_is_the_reference_and_computes_the_same(cpu: ModuleType) -> Non
     expected = vectorised()
     loop, _ = cpu.prepare("loop", 32, 2, threads, "")
     assert mamba.causal_conv1d is causal_conv1d_reference
-    assert mamba.selective_scan is selective_scan_reference
+    assert mamba.selective_scan is ss2d.selective_scan is selective_scan_reference
     assert torch.allclose(loop(), expected, atol=1e-4, rtol=1e-4)
 
 

@@ -41,6 +41,18 @@ def fused_mixer(mamba: Mamba, dtype: torch.dtype) -> FoldedMamba:
     return folded
 
 
+class Float32Mixer(nn.Module):
+    """The project's mixer in float32 between half-precision neighbours, as a block that a tight contract keeps."""
+
+    def __init__(self, mamba: Mamba) -> None:
+        super().__init__()
+        self.mixer = fused_mixer(mamba, torch.float32)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Mix tokens (B, L, D)."""
+        return cast(Tensor, self.mixer(hidden.float())).to(hidden.dtype)
+
+
 class PeerMixer(nn.Module):
     """The same mixer as the official fast path runs it: (B, E, L), a flip, two branches, a flip back, add, halve."""
 

@@ -111,8 +111,10 @@ def test_dry_run_gives_no_number_for_what_it_did_not_measure(dry_run: tuple[Path
 def test_dry_run_networks_compute_what_the_float32_model_does(dry_run: tuple[Path, Any]) -> None:
     networks = json.loads((dry_run[0] / "models.json").read_text())["cases"]
     errors = {name: case["logits_error"] for name, case in networks.items() if name.startswith("logits ")}
-    assert len(errors) == 2
+    assert len(errors) == 3
     assert all(0 < error < 5e-3 for error in errors.values()), errors
+    kept, half = (next(error for name, error in errors.items() if name.endswith(f" {n}")) for n in ("vim-kept", "vim"))
+    assert kept < half, "mixers in float32 are nearer"
 
 
 def test_a_second_run_continues_the_first(dry_run: tuple[Path, Any]) -> None:

@@ -180,8 +180,8 @@ def test_models_flow_with_a_stopped_clock(library: Kernels, tmp_path: Path, monk
     page = report.write(tmp_path)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "| 32 " in line]
     assert rows == [
-        ["tiny", "32", "1", *["1000/s 3.00 GiB"] * 4],
-        ["tiny", "32", "2", *["2000/s 3.00 GiB"] * 2, "out of memory", "out of memory"],
+        ["tiny", "32", "1", *["1000/s 3.00 GiB"] * 5],
+        ["tiny", "32", "2", *["2000/s 3.00 GiB"] * 3, "out of memory", "out of memory"],
     ]
 
 
