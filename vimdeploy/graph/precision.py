@@ -75,8 +75,8 @@ FOLLOW = frozenset(
 """Ops that only move values: half where every value they move is half already, so that no Cast is added for them."""
 
 BETWEEN = frozenset(("Softmax", "Mul"))
-"""What stands between the products of an attention: Softmax, and Mul by a scalar. Half where their input is half: it
-is rounded on both sides of them anyway, and TensorRT fuses an attention only where it is of one type."""
+"""What stands between the products of an attention: Softmax, and Mul by a scalar. Half where their input is half: that
+costs nothing, it is rounded on both sides of them anyway, and TensorRT fuses an attention only if it is of one type."""
 
 _TYPELESS = ("Shape", "Size")
 """Ops that look at no value."""
@@ -162,9 +162,6 @@ def convert_model(
     """Return a converted copy of ``model`` with the bodies of its custom ops; see :func:`convert`."""
     converted = ir.from_proto(model)  # reads the weights where they are: a copy of them would be half of the time
     converted.functions.clear()
-    for node in converted.graph:
-        if node.domain == contract.DOMAIN:
-            node.overload = ""
     report = convert(converted, precision, policy, ranges=ranges, half_io=half_io)
     result = ir.to_proto(converted)
     bodies.add_functions(result)
