@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -147,15 +148,21 @@ def test_arrays_of_another_gpu_are_refused() -> None:
         s(held)
 
 
-@pytest.mark.parametrize("batch", [4, 20])
-def test_a_failure_half_way_waits_before_memory_goes_away(batch: int) -> None:
-    device = FakeDevice()
+def watched_contexts(device: FakeDevice) -> tuple[list[FakeContext], Callable[[], FakeContext]]:
+    """Return a maker of contexts and the list of those it made."""
     contexts: list[FakeContext] = []
 
     def make() -> FakeContext:
         contexts.append(FakeContext(device))
         return contexts[-1]
 
+    return contexts, make
+
+
+@pytest.mark.parametrize("batch", [4, 20])
+def test_a_failure_half_way_waits_before_memory_goes_away(batch: int) -> None:
+    device = FakeDevice()
+    contexts, make = watched_contexts(device)
     with DeviceSession(make, device, TENSORS, PROFILE) as s:
         contexts[0].fail_on = 6 if batch == 20 else 4  # the last of 7, 7 and 6 images, or the only one
         with pytest.raises(VimdeployError, match="could not launch"):
@@ -370,12 +377,7 @@ def test_threads_share_a_session(contexts: int) -> None:
 
 def test_a_failed_launch_raises_and_leaves_the_session_usable() -> None:
     device = FakeDevice()
-    contexts: list[FakeContext] = []
-
-    def make() -> FakeContext:
-        contexts.append(FakeContext(device))
-        return contexts[-1]
-
+    contexts, make = watched_contexts(device)
     with DeviceSession(make, device, TENSORS, PROFILE) as s:
         contexts[0].fail = True
         with pytest.raises(VimdeployError, match="could not launch"):
