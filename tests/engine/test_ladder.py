@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from vimdeploy.backends import OnnxBackend, SessionBackend, TorchBackend
 from vimdeploy.engine.session import OnnxSession
 from vimdeploy.errors import MissingDependencyError, UsageError
+from vimdeploy.graph import contract
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import ALL, FP16, POLICY, Policy, Rule, convert_model
 from vimdeploy.images import load_images, synthetic_images
@@ -162,6 +163,17 @@ def test_a_norm_in_fp16_that_overflows_is_named(digits: Path, digits_model: onnx
     (rung,) = [r for r in report.rungs if r.status == "failed"]
     assert f"node '{first_square}' (Mul) overflows" in rung.reason
     assert first_square in report.verdict()
+    assert not report.passed
+
+
+def test_a_scan_whose_a_is_fp16_is_named(digits: Path, digits_model: onnx.ModelProto) -> None:
+    """mamba #72: an A that is rounded towards 0 accumulates for ever, which no short sequence shows."""
+    rules = dict(POLICY) | {(contract.DOMAIN, "SelectiveScan"): Rule((0, 1, 2, 4, 6), True, "planted")}
+    report = climbed(digits_model, digits, Policy(rules=rules))
+    assert status(report)["ONNX fp16"] == "failed"
+    first_scan = next(n.name for n in digits_model.graph.node if n.op_type == "SelectiveScan")
+    assert f"node name: {first_scan}" in report.verdict()
+    assert "A typestr" in report.verdict()
     assert not report.passed
 
 

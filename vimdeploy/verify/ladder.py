@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vimdeploy.backends import Backend, joined
-from vimdeploy.errors import MissingDependencyError
+from vimdeploy.errors import MissingDependencyError, VerificationError
 from vimdeploy.models.recipe import Parity, ParityContract
 from vimdeploy.verify.metrics import Metrics, compare
 
@@ -30,7 +30,7 @@ class Rung:
     precision: str
     """``fp32``, ``fp16`` or ``bf16``: which contract it owes."""
     open: Callable[[], Backend]
-    """Opens it; MissingDependencyError where this machine cannot run it."""
+    """Opens it; MissingDependencyError where this machine cannot run it, VerificationError where nothing should."""
     departs: Callable[[Array], str] | None = None
     """Names, for a failed rung, where it departs from the original."""
     batch: int | None = None
@@ -110,6 +110,9 @@ def climb(
             output = _run(rung.open(), images, rung.batch)
         except MissingDependencyError as error:
             results.append(RungResult(rung.name, rung.precision, "not run", reason=error.message))
+            continue
+        except VerificationError as error:
+            results.append(RungResult(rung.name, rung.precision, "failed", reason=error.message))
             continue
         finally:
             if progress:

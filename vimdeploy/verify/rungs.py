@@ -12,7 +12,8 @@ import numpy.typing as npt
 from vimdeploy.backends import Backend, OnnxBackend, SessionBackend, TorchBackend
 from vimdeploy.engine.cuda import CudaDevice
 from vimdeploy.engine.sidecar import read_engine_manifest
-from vimdeploy.errors import ArtifactError, MissingDependencyError, VimdeployError
+from vimdeploy.errors import ArtifactError, MissingDependencyError, VerificationError, VimdeployError
+from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import PRECISIONS, Policy, convert_model
 from vimdeploy.manifest import Manifest
@@ -63,6 +64,14 @@ def make_rungs(subject: Subject, images: Array, stage: Stage = lambda _: None) -
 
         return TorchBackend(lowered(subject.torch_model, precision, keep=kept), task)
 
+    def half_rung() -> Backend:
+        # What is emulated is float32: a type that an op does not take would go unseen.
+        try:
+            check_model(converted, f"the {half} model", allow_reversal=True)
+        except ArtifactError as error:
+            raise VerificationError(error.message) from error
+        return OnnxBackend(emulated)
+
     def departs(samples: Array) -> str:
         found = first_departing_node(subject.model, emulated, samples[: fixed or 2], bound)
         return found.in_words() if found else "no single node departs from the float32 model"
@@ -71,7 +80,7 @@ def make_rungs(subject: Subject, images: Array, stage: Stage = lambda _: None) -
         Rung("torch float32", "fp32", lambda: torch_rung("fp32")),
         Rung(f"torch {half}", half, lambda: torch_rung(half), note=note),
         Rung("ONNX float32", "fp32", lambda: OnnxBackend(subject.model), batch=fixed),
-        Rung(f"ONNX {half}", half, lambda: OnnxBackend(emulated), departs, fixed, note),
+        Rung(f"ONNX {half}", half, half_rung, departs, fixed, note),
         *(_engine_rung(subject, precision) for precision in ("fp32", half)),
     ]
 
