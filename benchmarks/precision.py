@@ -7,7 +7,8 @@ Each model is compared with itself in float32, as relative RMS of the logits ove
 
 - *weights*: only the weights are rounded, everything is computed in float32: no choice of op types goes below it;
 - *policy*: everything that the policy names is rounded, as on a GPU (`vimdeploy.graph.emulate`);
-- *autocast*: PyTorch's own mixed precision on the same model, which the official code evaluates with;
+- *autocast*: PyTorch's own mixed precision on the same model, as the official code evaluates with on a GPU; here on a
+  CPU, where it rounds for matrix products and convolutions and leaves the scan in float32;
 - *kept*: the blocks that stay float32 for a bound (`vimdeploy.verify.sensitivity`), and the error that is left.
 
 The digits model was trained; the others have the weights of `tests/data/trained_like.py`: random, but spread like

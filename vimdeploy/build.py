@@ -95,11 +95,11 @@ def build_engine(
     manifest = _manifest(model_path, notes)
     engine_build.refuse_foreign(model, str(model_path))
     library = _load_plugin(owner, request.options, device, model, say)
-    model, precision, conversion = _in_precision(model, manifest, request, str(model_path), say, bar)
+    model, precision, kept, blocks = _in_precision(model, manifest, request, str(model_path), say, bar)
     manifest = owing(manifest, precision, request.max_error) if manifest else None
     profiles = engine_build.make_profiles(model, request.options, _recipe_batch(manifest))
     say("Parsing and proving the network")
-    parsed = engine_build.parse(model, owner, str(model_path), precision)
+    parsed = engine_build.parse(model, owner, str(model_path), precision, kept_blocks=blocks)
     cache_file = _cache_file(request, owner, device)
     timings = timing.read(cache_file) if cache_file else None
     say(f"Building for {', '.join(_targets(request.options, device))}")
@@ -131,7 +131,7 @@ def build_engine(
         plugin=_plugin_info(library, request.options),
         precision=precision,
         tf32=request.options.tf32,
-        kept_float32=tuple(conversion),
+        kept_float32=tuple(kept),
         profiles=plan.profiles,
         inputs=_tensors(parsed, is_input=True),
         outputs=_tensors(parsed, is_input=False),
@@ -195,8 +195,8 @@ def _load_plugin(
 
 def _in_precision(
     model: onnx.ModelProto, manifest: Manifest | None, request: BuildRequest, source: str, say: Say, bar: Bar | None
-) -> tuple[onnx.ModelProto, str, list[str]]:
-    """Return the model in the types to build, the name of its precision, and the nodes kept in float32."""
+) -> tuple[onnx.ModelProto, str, list[str], bool]:
+    """Return the model in the types to build, its precision, the nodes kept in float32, and whether blocks are."""
     held = _held_precision(model)
     wanted = request.precision or held or (manifest.precision.engine if manifest else "fp32")
     if held is not None:
@@ -205,9 +205,9 @@ def _in_precision(
                 f"{source}: is in {held} already, so it cannot be built as {wanted}.",
                 hint=f"Leave --{wanted} out, or build the float32 file that 'vimdeploy export' wrote.",
             )
-        return model, held, []
+        return model, held, [], bool(manifest and (manifest.conversion or {}).get("kept_blocks"))
     if wanted == "fp32":
-        return model, "fp32", []
+        return model, "fp32", [], False
     convert = ConvertRequest(wanted, request.keep, request.half_io, request.verify, request.max_error, request.images)
 
     def progress(done: int, total: int) -> None:
@@ -215,7 +215,8 @@ def _in_precision(
             bar.update("Measuring blocks", done / total)
 
     converted = convert_in_memory(model, manifest, convert, source, say, progress)
-    return converted.model, wanted, [f"{k.node}: {k.reason}" for k in converted.report.kept]
+    kept = [f"{k.node}: {k.reason}" for k in converted.report.kept]
+    return converted.model, wanted, kept, bool(converted.blocks)
 
 
 def _held_precision(model: onnx.ModelProto) -> str | None:

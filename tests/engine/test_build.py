@@ -17,7 +17,7 @@ import pytest
 
 from vimdeploy.build import BuildRequest, BuiltEngine, build_engine
 from vimdeploy.engine import build as engine_build
-from vimdeploy.engine import plugin, trt
+from vimdeploy.engine import plugin, proof, trt
 from vimdeploy.engine.boundary import Config, Messages
 from vimdeploy.engine.cuda import CudaDevice
 from vimdeploy.engine.options import BuildOptions
@@ -107,6 +107,29 @@ def test_a_build_that_would_not_be_half_fails_before_it_starts(tiny: Path, tmp_p
     with pytest.raises(ArtifactError, match="this would not be a fp16 engine: only 0% of the weight bytes"):
         make(tiny, tmp_path / "vim.engine", precision="fp16", keep=("*",))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tight_bound_is_built_with_the_blocks_it_keeps(tiny: Path, tmp_path: Path) -> None:
+    built = make(tiny, tmp_path / "vim.engine", precision="fp16", max_error=1e-3)
+    assert built.manifest.kept_float32
+    assert all("alone in FP16 costs" in kept for kept in built.manifest.kept_float32)
+    assert (
+        0
+        < built.manifest.network["half_weight_share"]
+        < make(tiny, tmp_path / "plain.engine", precision="fp16").manifest.network["half_weight_share"]
+    )
+    assert built.manifest.source is not None
+    assert built.manifest.source.contract.fp16.relative_rms == 1e-3
+
+
+def test_half_a_share_is_too_little_unless_blocks_were_kept_for_it() -> None:
+    summary = proof.NetworkSummary(10, 10, 0, half_compute_share=0.24, half_weight_share=0.4, kinds={})
+    with pytest.raises(ArtifactError, match="this would not be a fp16 engine"):
+        proof.require(summary, precision="fp16", plugins=0)
+    proof.require(summary, precision="fp16", plugins=0, kept_blocks=True)
+    nothing = dataclasses.replace(summary, half_weight_share=0.1)
+    with pytest.raises(ArtifactError, match="this would not be a fp16 engine"):
+        proof.require(nothing, precision="fp16", plugins=0, kept_blocks=True)
 
 
 def test_cancelling_stops_the_build_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def refuse_foreign(model: onnx.ModelProto, source: str) -> None:
             )
 
 
-def parse(model: onnx.ModelProto, owner: TensorRt, source: str, precision: str) -> Parsed:
+def parse(model: onnx.ModelProto, owner: TensorRt, source: str, precision: str, *, kept_blocks: bool = False) -> Parsed:
     """Parse a model and prove what TensorRT made of it.
 
     Args:
@@ -100,6 +100,7 @@ def parse(model: onnx.ModelProto, owner: TensorRt, source: str, precision: str) 
         owner: the TensorRT to build with; its plugins, where it takes any, are loaded.
         source: the model's file name, for messages.
         precision: ``fp32``, ``fp16`` or ``bf16``: what the network is held to.
+        kept_blocks: whole blocks stay float32, because the contract could not be kept otherwise.
 
     Raises:
         ArtifactError: TensorRT cannot take it, plugin layers are missing, or almost nothing is in half precision.
@@ -113,7 +114,7 @@ def parse(model: onnx.ModelProto, owner: TensorRt, source: str, precision: str) 
     layers = network.layers()
     summary = proof.summarise(layers)
     plugins = len(bodies.custom_nodes(model)) if owner.takes_plugins else 0
-    proof.require(summary, precision=precision, plugins=plugins)
+    proof.require(summary, precision=precision, plugins=plugins, kept_blocks=kept_blocks)
     return Parsed(network, layers, summary, messages)
 
 

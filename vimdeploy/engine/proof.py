@@ -15,11 +15,12 @@ from vimdeploy.engine.boundary import Layer
 from vimdeploy.errors import ArtifactError
 
 HALF = ("float16", "bfloat16")
-LEAST_HALF_WEIGHTS = 0.25
-LEAST_HALF_COMPUTE = 0.2
-"""A half-precision build below either is refused. An honest network is well below all of it: inlined custom ops keep
-float32 products of their own (state and accumulation), and up to half of the blocks may stay float32 for a contract,
-whose weights take twice the bytes of the others."""
+LEAST_HALF_WEIGHTS = 0.5
+LEAST_HALF_COMPUTE = 0.25
+"""A half-precision build below either is refused. Inlined custom ops keep float32 products of their own (state and
+accumulation), so an honest network has well below all of its compute layers in half; Vim-Ti has more than half."""
+LEAST_WITH_KEPT_BLOCKS = 0.2
+"""Takes the place of both where blocks stay float32 for a contract: up to half of them, at twice the bytes."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,14 @@ def _share(weighted: Iterable[tuple[int, Layer]]) -> float:
     return sum(weight for weight, layer in rows if layer.dtype in HALF) / total if total else 0.0
 
 
-def require(summary: NetworkSummary, *, precision: str, plugins: int) -> None:
+def require(summary: NetworkSummary, *, precision: str, plugins: int, kept_blocks: bool = False) -> None:
     """Refuse a network that is not what was asked for.
 
     Args:
         summary: of the parsed network.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         plugins: number of custom ops that must have become plugin layers; 0 where they are inlined.
+        kept_blocks: whole blocks stay float32, because the contract could not be kept otherwise.
 
     Raises:
         ArtifactError: plugin layers are missing, or a half-precision network has almost nothing in half precision.
@@ -77,7 +79,8 @@ def require(summary: NetworkSummary, *, precision: str, plugins: int) -> None:
         )
     if precision == "fp32":
         return
-    if summary.half_weight_share < LEAST_HALF_WEIGHTS or summary.half_compute_share < LEAST_HALF_COMPUTE:
+    weights, compute = (LEAST_WITH_KEPT_BLOCKS,) * 2 if kept_blocks else (LEAST_HALF_WEIGHTS, LEAST_HALF_COMPUTE)
+    if summary.half_weight_share < weights or summary.half_compute_share < compute:
         raise ArtifactError(
             f"this would not be a {precision} engine: only {summary.half_weight_share:.0%} of the weight bytes and "
             f"{summary.half_compute_share:.0%} of the compute layers are in half precision",
