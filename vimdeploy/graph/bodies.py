@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
+from vimdeploy import contract
 from vimdeploy.errors import ArtifactError
-from vimdeploy.graph import contract
-from vimdeploy.graph.functions import ConvBody, ScanBody, make_function
+from vimdeploy.graph.body_text import ConvBody, ScanBody, make_function
 
 Body = ConvBody | ScanBody
 

@@ -3,7 +3,7 @@
 Importing this package registers ``torch.ops.vimdeploy.causal_conv1d`` and ``torch.ops.vimdeploy.selective_scan``.
 """
 
-from vimdeploy.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
-from vimdeploy.ops.selective_scan import selective_scan, selective_scan_reference
+from vimdeploy.ops.conv import causal_conv1d, causal_conv1d_reference
+from vimdeploy.ops.scan import selective_scan, selective_scan_reference
 
 __all__ = ["causal_conv1d", "causal_conv1d_reference", "selective_scan", "selective_scan_reference"]
