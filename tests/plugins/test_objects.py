@@ -12,7 +12,7 @@ from native import run
 
 from vimdeploy.graph import contract
 from vimdeploy.graph.contract import AttributeKind
-from vimdeploy.native import plugin_sources
+from vimdeploy.native import SOURCE_FOLDERS, plugin_sources
 
 FIELD_TYPES = {
     AttributeKind.INT: (5, 1),  # PluginFieldType::kINT32, one value
@@ -83,7 +83,7 @@ def test_sources_are_formatted() -> None:
     tool = shutil.which("clang-format", path=str(Path(sys.executable).parent)) or shutil.which("clang-format")
     assert tool, "clang-format is missing: pip install clang-format"
     root = plugin_sources()
-    folders = ("common", "selective_scan", "causal_conv1d", "c_api", "emulation", "tests")
+    folders = (*SOURCE_FOLDERS, "emulation", "tests")
     files = [path for folder in folders for path in sorted((root / folder).glob("*"))]
     files = [path for path in files if path.suffix in {".h", ".cpp", ".cuh", ".cu"}]
     assert len(files) > 30
@@ -94,7 +94,7 @@ def test_no_source_file_is_longer_than_the_house_allows() -> None:
     root = plugin_sources()
     lengths = {
         path.relative_to(root).as_posix(): len(path.read_text().splitlines())
-        for folder in ("common", "selective_scan", "causal_conv1d", "c_api", "tests")
+        for folder in (*SOURCE_FOLDERS, "tests")
         for path in (root / folder).glob("*")
         if path.suffix in {".h", ".cpp", ".cuh", ".cu"}
     }
