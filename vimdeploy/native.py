@@ -15,7 +15,7 @@ PRELOAD = "libvimdeploy_plugin_preload.so"
 KERNELS = "libvimdeploy_kernels.so"
 """Plain C entry points, for PyTorch."""
 
-SOURCE_FOLDERS = ("common", "selective_scan", "causal_conv1d", "c_api")
+SOURCE_FOLDERS = ("kernels/common", "kernels/selective_scan", "kernels/causal_conv1d", "tensorrt", "c_api")
 """Folders of ``plugins/`` that a library is built from; the others hold tests."""
 SOURCE_SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".map")
 
@@ -39,7 +39,7 @@ def plugin_sources() -> Path:
     """
     package = Path(__file__).resolve().parent
     for folder in (package / "_plugins", package.parent / "plugins"):
-        if (folder / "common" / "registration.cpp").is_file():
+        if (folder / "tensorrt" / "registration.cpp").is_file():
             return folder
     raise MissingDependencyError(
         f"the plugin's sources are neither in {package / '_plugins'} nor in {package.parent / 'plugins'}",

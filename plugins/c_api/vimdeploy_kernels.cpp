@@ -3,9 +3,9 @@
 
 #include "vimdeploy_kernels.h"
 
-#include "../causal_conv1d/launch.h"
-#include "../selective_scan/launch.h"
-#include "../selective_scan/passes.h"
+#include "kernels/causal_conv1d/launch.h"
+#include "kernels/selective_scan/launch.h"
+#include "kernels/selective_scan/passes.h"
 
 #include <cstdio>
 

@@ -6,8 +6,7 @@
  *  explains it is kept per thread, vimdeploy_last_error(). Pointers are device pointers, the stream is a cudaStream_t
  *  passed as void*. Nothing allocates, synchronises or uses the default stream unless the caller passes it.
  */
-#ifndef VIMDEPLOY_KERNELS_H
-#define VIMDEPLOY_KERNELS_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -35,7 +34,7 @@ extern "C"
 #define VIMDEPLOY_WORKSPACE_TOO_SMALL (-2)
 #define VIMDEPLOY_CUDA_ERROR (-3)
 
-/*! One selective scan. Layouts as in selective_scan/launch.h. */
+/*! One selective scan. Layouts as in kernels/selective_scan/launch.h. */
 typedef struct vimdeploy_scan_args
 {
     uint64_t struct_size;
@@ -68,7 +67,7 @@ typedef struct vimdeploy_scan_args
     void* stream;
 } vimdeploy_scan_args;
 
-/*! One causal convolution. Layouts as in causal_conv1d/launch.h. */
+/*! One causal convolution. Layouts as in kernels/causal_conv1d/launch.h. */
 typedef struct vimdeploy_conv_args
 {
     uint64_t struct_size;
@@ -123,5 +122,3 @@ VIMDEPLOY_API int32_t vimdeploy_conv(vimdeploy_conv_args const* args);
 #ifdef __cplusplus
 }
 #endif
-
-#endif /* VIMDEPLOY_KERNELS_H */

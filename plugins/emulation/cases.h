@@ -2,8 +2,8 @@
 //! The grids: which problems are run, with which data.
 #pragma once
 
-#include "../causal_conv1d/launch.h"
-#include "../selective_scan/launch.h"
+#include "kernels/causal_conv1d/launch.h"
+#include "kernels/selective_scan/launch.h"
 
 #include <string>
 #include <vector>

@@ -1,5 +1,5 @@
 //! \file device_emulation.h
-//! CUDA's device vocabulary on the host, as far as the kernels use it. Included by common/device.cuh in place of nvcc's.
+//! CUDA's device vocabulary on the host, as far as the kernels use it. Included by kernels/common/device.cuh in place of nvcc's.
 //!
 //! Every CUDA thread is a fiber of one OS thread. What the sanitizers must see (accesses of shared and global memory)
 //! is inlined here and instrumented with the kernels; the scheduler's bookkeeping (scheduler.cpp) is not.

@@ -3,8 +3,8 @@
 //! kernels read (already rounded to T).
 #pragma once
 
-#include "../causal_conv1d/launch.h"
-#include "../selective_scan/launch.h"
+#include "kernels/causal_conv1d/launch.h"
+#include "kernels/selective_scan/launch.h"
 
 #include <cmath>
 #include <vector>

@@ -2,7 +2,7 @@
 //! The tensors of the tests: of the three element types, in memory whose ends are watched.
 #pragma once
 
-#include "../common/types.h"
+#include "kernels/common/types.h"
 #include "reference.h"
 
 #include <cstdlib>

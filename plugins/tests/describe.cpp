@@ -1,9 +1,9 @@
 //! Prints, as JSON, what the creators and plugins answer: fields, tensors, types, and the limits found by asking.
 //! tests/plugins/test_objects.py compares it with vimdeploy/graph/contract.py.
 
-#include "causal_conv1d/plugin.h"
-#include "selective_scan/plugin.h"
 #include "support.h"
+#include "tensorrt/causal_conv1d_plugin.h"
+#include "tensorrt/selective_scan_plugin.h"
 
 #include <array>
 #include <cstdio>

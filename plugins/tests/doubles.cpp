@@ -1,6 +1,6 @@
 #include "doubles.h"
 
-#include "common/cuda_runtime.h"
+#include "tensorrt/cuda_runtime.h"
 
 namespace vimdeploy
 {

@@ -1,11 +1,9 @@
 //! \file doubles.h
 //! Stand-ins for what needs a GPU: they record what the plugin would have launched. Plans and checks are the real ones.
+#pragma once
 
-#ifndef VIMDEPLOY_TESTS_DOUBLES_H
-#define VIMDEPLOY_TESTS_DOUBLES_H
-
-#include "causal_conv1d/launch.h"
-#include "selective_scan/launch.h"
+#include "kernels/causal_conv1d/launch.h"
+#include "kernels/selective_scan/launch.h"
 
 namespace vimdeploy::test
 {
@@ -28,5 +26,3 @@ struct Launches
 Launches& launches();
 
 } // namespace vimdeploy::test
-
-#endif // VIMDEPLOY_TESTS_DOUBLES_H

@@ -2,7 +2,7 @@
 //! A library that is "TensorRT" of the other major as far as a plugin can tell: it states that version and has a logger
 //! finder with that layout. test_logging.cpp loads it, as a process loads a TensorRT that we were not compiled for.
 
-#include "common/abi.h"
+#include "tensorrt/abi.h"
 
 #include <string>
 

@@ -1,10 +1,8 @@
 //! \file support.h
 //! What the tests need to play TensorRT: field collections, descriptors, symbolic dimensions and a logger that listens.
+#pragma once
 
-#ifndef VIMDEPLOY_TESTS_SUPPORT_H
-#define VIMDEPLOY_TESTS_SUPPORT_H
-
-#include "common/registration.h"
+#include "tensorrt/registration.h"
 
 #include <NvInferRuntime.h>
 
@@ -134,5 +132,3 @@ private:
 };
 
 } // namespace vimdeploy::test
-
-#endif // VIMDEPLOY_TESTS_SUPPORT_H

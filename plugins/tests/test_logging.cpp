@@ -2,7 +2,7 @@
 
 #include "support.h"
 
-#include "common/logging.h"
+#include "tensorrt/logging.h"
 
 #include <gtest/gtest.h>
 

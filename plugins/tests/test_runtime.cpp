@@ -1,8 +1,8 @@
 //! Serialise, deserialise, clone; tactics, workspace and what reaches the kernels.
 
-#include "common/cuda_runtime.h"
 #include "doubles.h"
 #include "support.h"
+#include "tensorrt/cuda_runtime.h"
 
 #include <gtest/gtest.h>
 

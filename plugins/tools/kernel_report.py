@@ -65,8 +65,19 @@ def find_nvdisasm() -> str | None:
 
 def compile_type(type_name: str, arch: str, cubin: Path) -> list[Kernel]:
     """Compile one translation unit; registers and spills as ptxas reports them."""
-    source = PLUGINS / "selective_scan" / f"kernel_{type_name}.cu"
-    command = ["nvcc", "-std=c++17", f"-arch={arch}", "-cubin", "--resource-usage", str(source), "-o", str(cubin)]
+    source = PLUGINS / "kernels" / "selective_scan" / f"kernel_{type_name}.cu"
+    command = [
+        "nvcc",
+        "-std=c++17",
+        f"-arch={arch}",
+        "-cubin",
+        "--resource-usage",
+        "-I",
+        str(PLUGINS),
+        str(source),
+        "-o",
+        str(cubin),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"nvcc failed:\n{done.stdout}{done.stderr}")

@@ -160,11 +160,11 @@ class TestToolchain:
         assert parse_architectures(["native"], compiler) == (89, 90)
 
     def test_the_hash_follows_every_source(self, tmp_path: Path) -> None:
-        (tmp_path / "common").mkdir()
-        file = tmp_path / "common" / "a.cpp"
+        (tmp_path / "tensorrt").mkdir()
+        file = tmp_path / "tensorrt" / "a.cpp"
         file.write_text("int a;")
         first = source_hash(tmp_path)
-        (tmp_path / "common" / "README.md").write_text("not a source")
+        (tmp_path / "tensorrt" / "README.md").write_text("not a source")
         (tmp_path / "tests").mkdir()
         (tmp_path / "tests" / "b.cpp").write_text("not in a library")
         assert source_hash(tmp_path) == first
@@ -203,7 +203,7 @@ class TestBuild:
         assert [file.name for file in path.parent.iterdir()] == [KERNELS]
         log = (tmp_path / "nvcc.log").read_text()
         assert "plugin.cpp" not in log
-        assert "common/registration" not in log
+        assert "tensorrt/registration" not in log
 
     def test_the_key_tells_builds_apart(self, nvcc: Path, include: Path, tmp_path: Path) -> None:
         keys = {

@@ -103,7 +103,7 @@ def device_code(path: Path) -> Counter[tuple[int, int]]:
 def test_every_architecture_has_machine_code_and_the_newest_has_ptx(library: Path, name: str) -> None:
     known = set(architectures())
     code = device_code(library.with_name(name))
-    units = len(list(plugin_sources().glob("*/*.cu")))
+    units = len(list(plugin_sources().glob("kernels/*/*.cu")))
     # Every .cu file has code for every architecture; the CUDA runtime, linked statically, brings an image of its own.
     assert {number for (kind, number), count in code.items() if kind == CUBIN and count >= units} == known
     assert {number for kind, number in code if kind == PTX} == {max(known)}
@@ -122,5 +122,5 @@ def test_kernels_answer_without_a_gpu(library: Path) -> None:
 def test_cmake_computes_the_same_hash(host_build: Path) -> None:
     # One digest, two programs: a library built with CMake is recognised as built from these sources.
     commands = json.loads((host_build / "compile_commands.json").read_text())
-    (version,) = [entry["command"] for entry in commands if entry["file"].endswith("common/version.cpp")]
+    (version,) = [entry["command"] for entry in commands if entry["file"].endswith("tensorrt/version.cpp")]
     assert source_hash(plugin_sources()) in version

@@ -12,7 +12,7 @@ from native import run
 
 from vimdeploy.graph import contract
 from vimdeploy.graph.contract import AttributeKind
-from vimdeploy.native import plugin_sources
+from vimdeploy.native import SOURCE_FOLDERS, plugin_sources
 
 FIELD_TYPES = {
     AttributeKind.INT: (5, 1),  # PluginFieldType::kINT32, one value
@@ -41,13 +41,13 @@ def described(host_build: Path) -> dict[str, dict[str, object]]:
 
 
 def test_creators_are_the_ops_of_the_contract(described: dict[str, dict[str, object]]) -> None:
-    assert list(described) == list(contract.OPS)
+    assert list(described) == list(contract.PLUGIN_OPS)
     for creator in described.values():
         assert creator["version"] == contract.PLUGIN_VERSION
         assert creator["namespace"] == contract.PLUGIN_NAMESPACE
 
 
-@pytest.mark.parametrize("op", contract.OPS.values(), ids=contract.OPS)
+@pytest.mark.parametrize("op", map(contract.OPS.get, contract.PLUGIN_OPS), ids=contract.PLUGIN_OPS)
 def test_fields_are_the_attributes_of_the_contract(
     op: contract.CustomOp, described: dict[str, dict[str, object]]
 ) -> None:
@@ -55,14 +55,14 @@ def test_fields_are_the_attributes_of_the_contract(
     assert described[op.name]["fields"] == wanted
 
 
-@pytest.mark.parametrize("op", contract.OPS.values(), ids=contract.OPS)
+@pytest.mark.parametrize("op", map(contract.OPS.get, contract.PLUGIN_OPS), ids=contract.PLUGIN_OPS)
 def test_inputs_and_types_are_those_of_the_contract(
     op: contract.CustomOp, described: dict[str, dict[str, object]]
 ) -> None:
     assert described[op.name]["types"] == [tensor.dtype for tensor in (*op.inputs, op.output)]
 
 
-@pytest.mark.parametrize("op", contract.OPS.values(), ids=contract.OPS)
+@pytest.mark.parametrize("op", map(contract.OPS.get, contract.PLUGIN_OPS), ids=contract.PLUGIN_OPS)
 def test_tensor_shapes_are_those_of_the_contract(
     op: contract.CustomOp, described: dict[str, dict[str, object]]
 ) -> None:
@@ -83,7 +83,7 @@ def test_sources_are_formatted() -> None:
     tool = shutil.which("clang-format", path=str(Path(sys.executable).parent)) or shutil.which("clang-format")
     assert tool, "clang-format is missing: pip install clang-format"
     root = plugin_sources()
-    folders = ("common", "selective_scan", "causal_conv1d", "c_api", "emulation", "tests")
+    folders = (*SOURCE_FOLDERS, "emulation", "tests")
     files = [path for folder in folders for path in sorted((root / folder).glob("*"))]
     files = [path for path in files if path.suffix in {".h", ".cpp", ".cuh", ".cu"}]
     assert len(files) > 30
@@ -94,7 +94,7 @@ def test_no_source_file_is_longer_than_the_house_allows() -> None:
     root = plugin_sources()
     lengths = {
         path.relative_to(root).as_posix(): len(path.read_text().splitlines())
-        for folder in ("common", "selective_scan", "causal_conv1d", "c_api", "tests")
+        for folder in (*SOURCE_FOLDERS, "tests")
         for path in (root / folder).glob("*")
         if path.suffix in {".h", ".cpp", ".cuh", ".cu"}
     }

@@ -64,7 +64,7 @@ class BuildPlan:
         return PLUGIN if self.headers else KERNELS
 
     def definitions(self) -> list[str]:
-        """Return the macros that ``common/version.cpp`` states in the library."""
+        """Return the macros that ``tensorrt/version.cpp`` states in the library."""
         architectures = ",".join([*(str(n) for n in self.architectures), f"{self.architectures[-1]}+PTX"])
         values = {
             "VIMDEPLOY_VERSION": __version__,
@@ -170,7 +170,7 @@ class _Build:
         # The slow ones first, so that no core waits for the last of them.
         files = [name for name in source_files(plan.sources) if name.endswith((".cu", ".cpp"))]
         if plan.headers is None:
-            files = [name for name in files if not name.startswith("common/") and not name.endswith("/plugin.cpp")]
+            files = [name for name in files if not name.startswith("tensorrt/")]
         self._files = sorted(files, key=lambda name: (not name.endswith(".cu"), -(plan.sources / name).stat().st_size))
 
     def run(self) -> None:
@@ -190,16 +190,16 @@ class _Build:
             self._step(library, libraries)
 
     def _libraries(self) -> list[_Library]:
-        kernels = [n for n in self._files if not n.startswith(("common/", "c_api/")) and not n.endswith("/plugin.cpp")]
-        preload = [n for n in self._files if n.startswith("common/") or n.endswith("/plugin.cpp")]
-        plugin = [n for n in preload if n != "common/preload.cpp"]
+        kernels = [n for n in self._files if n.startswith("kernels/")]
+        preload = [n for n in self._files if n.startswith("tensorrt/")]
+        plugin = [n for n in preload if n != "tensorrt/preload.cpp"]
         api = [n for n in self._files if n.startswith("c_api/")]
-        for_pytorch = (KERNELS, "common/kernels.map", kernels + api)
+        for_pytorch = (KERNELS, "c_api/kernels.map", kernels + api)
         if self._plan.headers is None:
             return [for_pytorch]
         return [
-            (PLUGIN, "common/plugin.map", kernels + plugin),
-            (PRELOAD, "common/preload.map", kernels + preload),
+            (PLUGIN, "tensorrt/plugin.map", kernels + plugin),
+            (PRELOAD, "tensorrt/preload.map", kernels + preload),
             for_pytorch,
         ]
 
@@ -217,7 +217,7 @@ class _Build:
                 command += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
             newest = plan.architectures[-1]
             command += ["-gencode", f"arch=compute_{newest},code=compute_{newest}"]
-        if name == "common/version.cpp":
+        if name == "tensorrt/version.cpp":
             command += plan.definitions()
         self._call([*command, str(plan.sources / name), "-o", str(self._object(name))], name)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vimdeploy.engine import places
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
-from vimdeploy.native import SOURCE_FOLDERS, plugin_sources, source_files, source_hash
+from vimdeploy.native import SOURCE_FOLDERS, SOURCE_SUFFIXES, plugin_sources, source_files, source_hash
 
 __all__ = [
     "ARCHITECTURES",
@@ -208,5 +208,5 @@ def local_architectures() -> tuple[int, ...]:
 def check_sources(sources: Path) -> None:
     """Raise ArtifactError unless ``sources`` has every folder that a library is built from."""
     for folder in SOURCE_FOLDERS:
-        if not any((sources / folder).glob("*.cpp")):
+        if not any(path.suffix in SOURCE_SUFFIXES for path in (sources / folder).glob("*")):
             raise ArtifactError(f"{sources / folder} holds no sources", hint="Reinstall vimdeploy.")

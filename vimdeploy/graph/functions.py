@@ -16,6 +16,7 @@ import onnx
 import onnx.parser
 
 from vimdeploy.graph import contract
+from vimdeploy.graph.delta_body import DeltaBody, delta_text
 
 _INT_MIN = -(1 << 63)
 
@@ -38,7 +39,10 @@ class ScanBody:
     gated: bool
 
 
-def make_function(body: ConvBody | ScanBody, opset: int, overload: str = "") -> onnx.FunctionProto:
+Body = ConvBody | ScanBody | DeltaBody
+
+
+def make_function(body: Body, opset: int, overload: str = "") -> onnx.FunctionProto:
     """Return the ONNX function for ``body``.
 
     Args:
@@ -47,7 +51,12 @@ def make_function(body: ConvBody | ScanBody, opset: int, overload: str = "") -> 
         overload: tells several bodies of one op apart; empty for the only one.
 
     """
-    text = _conv_text(body, opset) if isinstance(body, ConvBody) else _scan_text(body, opset)
+    if isinstance(body, ConvBody):
+        text = _conv_text(body, opset)
+    elif isinstance(body, ScanBody):
+        text = _scan_text(body, opset)
+    else:
+        text = delta_text(body, opset)
     function = onnx.parser.parse_function(text)
     function.overload = overload
     return function

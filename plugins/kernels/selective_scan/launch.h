@@ -1,0 +1,97 @@
+//! \file selective_scan/launch.h
+//! Host interface of the fused selective scan: describe a problem, choose a variant, ask for workspace, launch.
+//!
+//! Layouts (contiguous, row-major), G = groups, B = batch, L = length, E = channels, N = states, R = rank:
+//!     u (G or 1, B, L, E) T     xDbl (G or 1, B, L, R + 2N) T     A (G, E, N) f32     D (G, E) f32
+//!     dtWeight (G, E, R) T      dtBias (G, E) f32                 z (B, L, E) T       y (B, L, E) T gated, f32 not gated
+//! T is ScanShape::type. Nothing here allocates, synchronises or touches the default stream: every function may be
+//! called while a stream is captured. No function throws. All are thread-safe (they keep no state).
+#pragma once
+
+#include "kernels/common/types.h"
+
+#include <cuda_runtime_api.h>
+
+namespace vimdeploy
+{
+
+//! One problem. `directions` and `columnMajor` hold one entry per group; entries past `groups` are ignored.
+struct ScanShape
+{
+    int64_t batch{1};
+    int64_t length{1};      //!< L, tokens
+    int32_t channels{1};    //!< E
+    int32_t states{16};     //!< N, 1..64
+    int32_t rank{1};        //!< R, 1..128
+    int32_t groups{1};      //!< G, 1, 2 or 4
+    bool sharedU{false};    //!< u has one group that all groups read
+    bool sharedXDbl{false}; //!< xDbl has one group that all groups read
+    bool gated{true};       //!< SelectiveScan (z, y of type T) or SelectiveScanNoGate (no z, y float32)
+    int32_t directions[kMAX_GROUPS]{1, 1, 1, 1};  //!< 1 forward, -1 backward
+    int32_t columnMajor[kMAX_GROUPS]{0, 0, 0, 0}; //!< 1: the H x W grid is walked column by column
+    int32_t height{0};                            //!< H, only read where some group is column-major (L = H * W)
+    float scale{1.0F};
+    DType type{DType::kFLOAT32};
+};
+
+//! How the work is cut. The values are TensorRT tactics and stored in timing caches: never renumber, never use 0.
+enum class ScanVariant : int32_t
+{
+    kNONE = 0,
+    kTHREAD_16 = 1, //!< one thread holds 16 states (N = 16: the whole channel)
+    kTHREAD_8 = 2,  //!< one thread holds 8 states (N = 8: the whole channel; N = 16: half of it)
+    kTHREAD_4 = 3,  //!< one thread holds 4 states (N = 8, 16)
+    kTHREAD_1 = 4,  //!< N = 1
+    kGENERIC = 5,   //!< every other N up to 64 (and any N: slower, the same result)
+    kCHUNKED = 6,   //!< two passes over chunks of L, the widest of the above inside
+};
+constexpr int32_t kSCAN_VARIANT_COUNT = 6;
+
+//! A decision, complete: the launch does not decide anything further.
+struct ScanPlan
+{
+    ScanVariant variant{ScanVariant::kNONE};
+    int32_t tileLength{0};    //!< tokens staged in shared memory at a time
+    int32_t chunks{1};        //!< pieces of L scanned side by side (kCHUNKED), else 1
+    int64_t chunkLength{0};   //!< tokens per piece, a multiple of tileLength; >= L when chunks is 1
+    int64_t sharedBytes{0};   //!< dynamic shared memory of a block, at most kMAX_SHARED_BYTES
+    bool stagedWeights{true}; //!< dt_weight held in shared memory; false: too large, read through the caches
+};
+
+struct ScanPointers
+{
+    void const* u{nullptr};
+    void const* xDbl{nullptr};
+    float const* A{nullptr};
+    float const* D{nullptr};
+    void const* dtWeight{nullptr};
+    float const* dtBias{nullptr};
+    void const* z{nullptr}; //!< null exactly when not gated
+    void* y{nullptr};
+};
+
+//! \return nullptr when the kernels serve `shape`, else `message`, filled with one sentence that names the field, the
+//!         value and what is allowed. `size` bytes are available; kMESSAGE_SIZE is enough.
+char const* checkScanShape(ScanShape const& shape, char* message, std::size_t size) noexcept;
+
+//! The variants that can run `shape`, best guess for a large batch first.
+//! \param[out] variants room for kSCAN_VARIANT_COUNT entries. \return how many were written.
+int32_t scanVariants(ScanShape const& shape, ScanVariant variants[kSCAN_VARIANT_COUNT]) noexcept;
+
+//! The plan of one given variant (a TensorRT tactic). The plan's variant is kNONE where it cannot run `shape`.
+ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t smCount) noexcept;
+
+//! The plan chosen from B, E, L, N and the number of SMs; the table is at the definition (plan.cpp).
+ScanPlan planScan(ScanShape const& shape, int32_t smCount) noexcept;
+
+//! Bytes of device workspace for `variant`. Never shrinks when batch or length grow, so the value of the largest
+//! shape of an optimisation profile serves every smaller one. 0 is possible. 256-byte alignment is expected.
+std::size_t scanWorkspaceSize(ScanShape const& shape, ScanVariant variant, int32_t smCount) noexcept;
+
+//! Queues the kernels on `stream`. `shape` must have passed checkScanShape and `plan` come from one of the functions
+//! above for this very shape. Pointers need the alignment of their elements only; 16-byte aligned ones are faster.
+//! \return cudaErrorInvalidValue for a missing pointer or a plan that does not fit, else the launch's own status.
+cudaError_t launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers, void* workspace,
+    cudaStream_t stream) noexcept;
+
+} // namespace vimdeploy

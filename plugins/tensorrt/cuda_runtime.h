@@ -1,0 +1,19 @@
+//! \file cuda_runtime.h
+//! The little that the plugins ask of the CUDA runtime. A seam: the host tests link a double instead (tests/doubles.cpp).
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace vimdeploy
+{
+
+//! Multiprocessors of the current device, asked once per device. Neither synchronises nor disturbs a stream capture.
+//! \return a middle-sized GPU's number where no device answers: plans then still exist, and a launch will say the rest.
+int32_t smCount() noexcept;
+
+//! CUDA's own words for \p status.
+char const* errorText(cudaError_t status) noexcept;
+
+} // namespace vimdeploy
