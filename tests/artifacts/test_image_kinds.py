@@ -197,8 +197,9 @@ from vimdeploy.errors import ImageError
 def chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 def png(width, height):
-    pack = zlib.compressobj(9)
-    data = b"".join(pack.compress(bytes(width + 1)) for _ in range(height)) + pack.flush()
+    pack = zlib.compressobj(1)
+    rows = height if width * height < 50_000_000 else 0
+    data = b"".join(pack.compress(bytes(width + 1)) for _ in range(rows)) + pack.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
     return b"\\x89PNG\\r\\n\\x1a\\n" + b"".join(
         (chunk(b"IHDR", header), chunk(b"PLTE", bytes(768)), chunk(b"IDAT", data), chunk(b"IEND", b"")))

@@ -126,7 +126,7 @@ def _largest_value(image: Image.Image, path: str) -> int:
         bits = tags.get(_BITS_PER_SAMPLE, (16,))
         if tags.get(_PHOTOMETRIC, 1) == 0:
             raise ImageError(f"{path}: is a TIFF in which 0 is white.", hint="Save it with 0 as black.")
-        return 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
+        return (1 << int(bits[0] if isinstance(bits, tuple) else bits)) - 1
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "32-bit or signed"
         raise ImageError(
@@ -142,7 +142,7 @@ def _values(image: Image.Image, spec: InputSpec, largest: int) -> FloatArray:
         values = np.asarray(resized, dtype=np.float32) / 255
         return values[..., None] if values.ndim == 2 else values
     grey = Image.fromarray(np.asarray(image).astype(np.float32))
-    values = np.asarray(_resize_and_crop(grey, spec), dtype=np.float32).clip(0, largest) / largest
+    values = np.asarray(_resize_and_crop(grey, spec), dtype=np.float32).clip(0, largest) / np.float32(largest)
     channels = [values] * min(spec.channels, 3) + [np.ones_like(values)] * (spec.channels == 4)
     return np.stack(channels, axis=-1)
 
