@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vimdeploy.errors import ArtifactError, MissingDependencyError
+from vimdeploy.runtime.ort import open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -95,26 +96,9 @@ class OnnxBackend:
             ArtifactError: the file is missing, corrupt or not runnable.
 
         """
-        require("onnxruntime", "ort", "running an ONNX file")
-        import onnxruntime as ort
-
         source = str(model) if isinstance(model, Path) else "the exported model"
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            if isinstance(model, Path) and not taps:
-                content: str | bytes = str(model)
-            else:
-                content = _with_outputs(model, taps).SerializeToString()
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except ArtifactError:
-            raise
-        except Exception as error:
-            # onnxruntime raises one private exception type per status code.
-            raise ArtifactError(
-                f"{source}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}",
-                hint="Export the model again with `vimdeploy export`.",
-            ) from error
+        whole = model if isinstance(model, Path) and not taps else None
+        self._session = open_session(whole or _with_outputs(model, taps).SerializeToString(), source)
         self._source = source
         self._input = self._session.get_inputs()[0].name
         # A model converted with half-precision inputs and outputs keeps the float32 face here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -38,15 +39,24 @@ def load_images(paths: Sequence[Path], spec: InputSpec) -> FloatArray:
         ImageError: a file that is missing or no image.
 
     """
-    return np.stack([_load_image(path, spec) for path in paths])
+    return np.stack([load_image(path, spec) for path in paths])
 
 
-def _load_image(path: Path, spec: InputSpec) -> FloatArray:
+def load_image(file: Path | BinaryIO, spec: InputSpec, *, name: str = "") -> FloatArray:
+    """Read one image file, by its path or opened, as (C, H, W) float32; see :func:`load_images`.
+
+    Args:
+        file: its path, or its content.
+        spec: what the model wants.
+        name: what messages call it; needed where ``file`` is no path.
+
+    """
+    path = name or file
     if spec.channels not in _MODES:
         raise ImageError(f"{path}: image files have 1, 3 or 4 channels, the model takes {spec.channels}.")
     try:
-        with Image.open(path) as file:
-            image = file.convert(_MODES[spec.channels])
+        with Image.open(file) as opened:
+            image = opened.convert(_MODES[spec.channels])
     except FileNotFoundError as error:
         raise ImageError(f"{path}: there is no such file.") from error
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:

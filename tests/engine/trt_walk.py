@@ -72,7 +72,7 @@ def walk(api: types.ModuleType, flavour: trt.Flavour) -> None:
     network.build(dataclasses.replace(config, tf32=True), Recorder())
     walk_refusals(tensorrt, network, config)
     if plugins:
-        walk_plugins(tensorrt, [creator(api, name) for name in contract.OPS])
+        walk_plugins(tensorrt, [creator(api, name) for name in contract.PLUGIN_OPS])
     walk_runtime(tensorrt, messages, plugins)
     logger = trt._logger(api, messages)
     logger.log(api.ILogger.Severity.ERROR, "told")

@@ -57,6 +57,7 @@ def prepare(model: onnx.ModelProto, owner: TensorRt, source: str) -> bytes:
         if bodies.custom_nodes(model) and not model.functions:
             bodies.add_functions(model)
         return bytes(onnx.inliner.inline_local_functions(model).SerializeToString())
+    refuse_unserved(model, source)
     stripped = bodies.strip_functions(model)
     for node in bodies.custom_nodes(stripped):
         present = {attribute.name for attribute in node.attribute}
@@ -89,6 +90,23 @@ def refuse_foreign(model: onnx.ModelProto, source: str) -> None:
                 f"{source}: node '{node.name}' is {node.domain}::{node.op_type}, which is neither ONNX nor one of "
                 f"{', '.join(sorted(contract.OPS))}",
                 hint=again,
+            )
+
+
+def refuse_unserved(model: onnx.ModelProto, source: str) -> None:
+    """Raise ArtifactError for custom nodes that the plugin does not serve, before anything is built."""
+    shapes = bodies.initializer_shapes(model)
+    for node in bodies.custom_nodes(model):
+        states = shapes.get(node.input[2], (0,))[-1] if node.op_type != contract.CAUSAL_CONV1D.name else 0
+        reason = ""
+        if node.op_type not in contract.PLUGIN_OPS:
+            reason = f"the TensorRT plugin has no {node.op_type}; it serves {', '.join(contract.PLUGIN_OPS)}"
+        elif states > contract.PLUGIN_MAX_STATE:
+            reason = f"it has {states} states, the TensorRT plugin serves up to {contract.PLUGIN_MAX_STATE}"
+        if reason:
+            raise ArtifactError(
+                f"{source}: node '{node.name}' cannot be built: {reason}.",
+                hint="Build with --runtime rtx, which takes the op's portable body, or run the file in ONNX Runtime.",
             )
 
 

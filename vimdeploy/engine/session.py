@@ -27,6 +27,7 @@ from vimdeploy.engine.translate import runtime_error
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
 from vimdeploy.files import sha256_file
 from vimdeploy.manifest import PLAN_SUFFIXES
+from vimdeploy.runtime.ort import open_session
 
 _UNBOUNDED = 1 << 16
 
@@ -120,25 +121,9 @@ class OnnxSession(Face):
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None, batch: int = 64) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"running an ONNX file needs onnxruntime: {error}", hint="pip install 'vimdeploy[ort]'"
-            ) from error
         if not Path(path).is_file():
             raise ArtifactError(f"{path}: there is no such file.")
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has one private exception type per status code
-            raise ArtifactError(
-                f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}",
-                hint="Export the model again with 'vimdeploy export'; BF16 models run in TensorRT only.",
-            ) from error
+        self._session = open_session(Path(path), str(path), threads=threads)
         tensors = [_onnx_tensor(v, is_input=True) for v in self._session.get_inputs()]
         tensors += [_onnx_tensor(v, is_input=False) for v in self._session.get_outputs()]
         super().__init__(tensors, {t.name: _free(t.shape, batch) for t in tensors if t.is_input})

@@ -15,6 +15,15 @@ with the discretisation of its section 3.6) over the same tokens, summed, gated 
     dt_weight (G, E, R) T    dt_bias (G, E) f32              z (B, L, E) T      y (B, L, E) T
 
 ``SelectiveScanNoGate`` is the same without z; its y is float32 whatever T is.
+
+``SelectiveScanDelta(u, delta, A, B, C, D, delta_bias, z) -> y``: one scan as mamba_ssm's callers know it, with delta
+given and the channels partitioned into G groups: channel e reads group ``e // (E / G)`` of B and C::
+
+    u (B, L, E) T    delta (B, L, E) T    A (E, N) f32    B, C (B, L, G, N) T    D, delta_bias (E) f32
+    z (B, L, E) T    y (B, L, E) T
+
+``SelectiveScanDeltaNoGate`` is the same without z; its y is float32 whatever T is. D and delta_bias are zeros where a
+model has none.
 """
 
 from __future__ import annotations
@@ -111,12 +120,47 @@ SELECTIVE_SCAN_NO_GATE = CustomOp(
     output=Tensor("y", "float", ("B", "L", "E")),
     attributes=_SCAN_ATTRIBUTES,
 )
-OPS: dict[str, CustomOp] = {op.name: op for op in (CAUSAL_CONV1D, SELECTIVE_SCAN, SELECTIVE_SCAN_NO_GATE)}
+_DELTA_INPUTS = (
+    Tensor("u", "T", ("B", "L", "E")),
+    Tensor("delta", "T", ("B", "L", "E")),
+    Tensor("A", "float", ("E", "N")),
+    Tensor("B", "T", ("B", "L", "G", "N")),
+    Tensor("C", "T", ("B", "L", "G", "N")),
+    Tensor("D", "float", ("E",)),
+    Tensor("delta_bias", "float", ("E",)),
+)
+_DELTA_ATTRIBUTES = (
+    Attribute("delta_softplus", AttributeKind.INT, "1: delta + delta_bias passes through a softplus; 0: it does not"),
+    Attribute("reverse", AttributeKind.INT, "1 walks the tokens backward; 0 forward"),
+)
+SELECTIVE_SCAN_DELTA = CustomOp(
+    name="SelectiveScanDelta",
+    inputs=(*_DELTA_INPUTS, Tensor("z", "T", ("B", "L", "E"))),
+    output=Tensor("y", "T", ("B", "L", "E")),
+    attributes=_DELTA_ATTRIBUTES,
+)
+SELECTIVE_SCAN_DELTA_NO_GATE = CustomOp(
+    name="SelectiveScanDeltaNoGate",
+    inputs=_DELTA_INPUTS,
+    output=Tensor("y", "float", ("B", "L", "E")),
+    attributes=_DELTA_ATTRIBUTES,
+)
+OPS: dict[str, CustomOp] = {
+    op.name: op
+    for op in (
+        CAUSAL_CONV1D,
+        SELECTIVE_SCAN,
+        SELECTIVE_SCAN_NO_GATE,
+        SELECTIVE_SCAN_DELTA,
+        SELECTIVE_SCAN_DELTA_NO_GATE,
+    )
+}
 
 PLUGIN_ATTRIBUTES = ("plugin_version", "plugin_namespace")
 """Carried by every node beside its own attributes: TensorRT's parser finds the plugin by them."""
 
 # What the TensorRT plugin serves. Export and the function bodies have no such limits.
+PLUGIN_OPS = ("CausalConv1d", "SelectiveScan", "SelectiveScanNoGate")
 PLUGIN_MAX_STATE = 64
 PLUGIN_CONV_WIDTHS = (2, 3, 4)
 PLUGIN_MAX_DT_RANK = 128

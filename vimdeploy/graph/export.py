@@ -60,7 +60,7 @@ def export_onnx(
             input_names=[INPUT],
             output_names=[*wrapper.outputs, *wrapper.taps],
             dynamic_shapes=None if batch else ({0: torch.export.Dim("batch")},),
-            custom_translation_table=_translations(),
+            custom_translation_table=translations(),
             verbose=False,
         )
         assert program is not None
@@ -105,8 +105,8 @@ class TappedModel(nn.Module):
         return (*result, *seen)
 
 
-def _translations() -> dict[Any, Callable[..., Any]]:
-    """Return how torch's custom ops are spelt in ONNX."""
+def translations() -> dict[Any, Callable[..., Any]]:
+    """Return how torch's custom ops are spelt in ONNX, for ``torch.onnx.export(custom_translation_table=)``."""
     ops = Opset(contract.DOMAIN, contract.OP_VERSION)
     plugin = dict(zip(contract.PLUGIN_ATTRIBUTES, (contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE), strict=True))
 
@@ -137,7 +137,25 @@ def _translations() -> dict[Any, Callable[..., Any]]:
             return ops.SelectiveScanNoGate(u, x_dbl, A, D, dt_weight, dt_bias, **attributes)
         return ops.SelectiveScan(u, x_dbl, A, D, dt_weight, dt_bias, z, **attributes)
 
+    def scan_delta(
+        u: Any,
+        delta: Any,
+        A: Any,
+        B: Any,
+        C: Any,
+        D: Any,
+        delta_bias: Any,
+        z: Any,
+        delta_softplus: bool,
+        reverse: bool,
+    ) -> Any:
+        attributes = {"delta_softplus": int(delta_softplus), "reverse": int(reverse), **plugin}
+        if z is None:
+            return ops.SelectiveScanDeltaNoGate(u, delta, A, B, C, D, delta_bias, **attributes)
+        return ops.SelectiveScanDelta(u, delta, A, B, C, D, delta_bias, z, **attributes)
+
     return {
+        torch.ops.vimdeploy.selective_scan_delta.default: scan_delta,
         torch.ops.vimdeploy.causal_conv1d.default: conv,
         torch.ops.vimdeploy.selective_scan.default: scan,
     }

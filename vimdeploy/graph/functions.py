@@ -16,6 +16,7 @@ import onnx
 import onnx.parser
 
 from vimdeploy.graph import contract
+from vimdeploy.graph.delta_body import DeltaBody, delta_text
 
 _INT_MIN = -(1 << 63)
 
@@ -38,7 +39,10 @@ class ScanBody:
     gated: bool
 
 
-def make_function(body: ConvBody | ScanBody, opset: int, overload: str = "") -> onnx.FunctionProto:
+Body = ConvBody | ScanBody | DeltaBody
+
+
+def make_function(body: Body, opset: int, overload: str = "") -> onnx.FunctionProto:
     """Return the ONNX function for ``body``.
 
     Args:
@@ -47,10 +51,24 @@ def make_function(body: ConvBody | ScanBody, opset: int, overload: str = "") -> 
         overload: tells several bodies of one op apart; empty for the only one.
 
     """
-    text = _conv_text(body, opset) if isinstance(body, ConvBody) else _scan_text(body, opset)
+    if isinstance(body, ConvBody):
+        text = _conv_text(body, opset)
+    elif isinstance(body, ScanBody):
+        text = _scan_text(body, opset)
+    else:
+        text = delta_text(body, opset)
     function = onnx.parser.parse_function(text)
     function.overload = overload
     return function
+
+
+def _ints(name: str, *values: int) -> str:
+    """Name a tensor of integers; as ``value_ints`` ONNX Runtime before 1.25 cannot infer the shapes behind it."""
+    return f"{name} = Constant <value = int64[{len(values)}] {{{', '.join(map(str, values))}}}> ()"
+
+
+def _int(name: str, value: int) -> str:
+    return f"{name} = Constant <value = int64 {{{value}}}> ()"
 
 
 def _header(opset: int) -> str:
@@ -67,10 +85,10 @@ def _conv_text(body: ConvBody, opset: int) -> str:
         "x_f = Cast <to = 1> (x)",
         "w_f = Cast <to = 1> (weight)",
         "b_f = Cast <to = 1> (bias)",
-        f"pads = Constant <value_ints = [0, {pad}, 0, 0, {pad}, 0]> ()",
+        _ints("pads", 0, pad, 0, 0, pad, 0),
         "padded = Pad (x_f, pads)",
-        "tokens = Constant <value_ints = [1]> ()",
-        "first = Constant <value_ints = [0]> ()",
+        _ints("tokens", 1),
+        _ints("first", 0),
     ]
     # One shifted view of the padded tokens per offset, shared by the groups: a forward group's tap k sits at offset k,
     # a backward group's at offset K - 1 + k.
@@ -78,20 +96,20 @@ def _conv_text(body: ConvBody, opset: int) -> str:
     for offset in offsets:
         end = offset - 2 * pad or (1 << 62)
         lines += [
-            f"start{offset} = Constant <value_ints = [{offset}]> ()",
-            f"end{offset} = Constant <value_ints = [{end}]> ()",
+            _ints(f"start{offset}", offset),
+            _ints(f"end{offset}", end),
             f"shifted{offset} = Slice (padded, start{offset}, end{offset}, tokens)",
         ]
     for g, direction in enumerate(body.directions):
         lines += [
-            f"g{g} = Constant <value_int = {g}> ()",
+            _int(f"g{g}", g),
             f"w{g} = Gather <axis = 0> (w_f, g{g})",
             f"acc{g}_0 = Gather <axis = 0> (b_f, g{g})",
         ]
         for k in range(width):
             offset = k + (pad if direction == -1 else 0)
             lines += [
-                f"k{g}_{k} = Constant <value_int = {k}> ()",
+                _int(f"k{g}_{k}", k),
                 f"w{g}_{k} = Gather <axis = 1> (w{g}, k{g}_{k})",
                 f"p{g}_{k} = Mul (shifted{offset}, w{g}_{k})",
                 f"acc{g}_{k + 1} = Add (acc{g}_{k}, p{g}_{k})",
@@ -113,11 +131,11 @@ def _scan_text(body: ScanBody, opset: int) -> str:
         "u_f = Cast <to = 1> (u)",
         "x_f = Cast <to = 1> (x_dbl)",
         "dtw_f = Cast <to = 1> (dt_weight)",
-        "zero = Constant <value_ints = [0]> ()",
-        "one = Constant <value_ints = [1]> ()",
-        "two = Constant <value_ints = [2]> ()",
-        "three = Constant <value_ints = [3]> ()",
-        "one_two = Constant <value_ints = [1, 2]> ()",
+        _ints("zero", 0),
+        _ints("one", 1),
+        _ints("two", 2),
+        _ints("three", 3),
+        _ints("one_two", 1, 2),
         "groups = Shape <start = 0, end = 1> (A)",
         "channels = Shape <start = 1, end = 2> (A)",
         "states = Shape <start = 2, end = 3> (A)",
@@ -137,7 +155,7 @@ def _scan_text(body: ScanBody, opset: int) -> str:
         "drive = Mul (delta, u_f)",
         "skip = Mul (u_f, D_g)",
         # B and C may be shared by the groups; each group still walks them in its own order.
-        "ones = Constant <value_ints = [1, 1, 1]> ()",
+        _ints("ones", 1, 1, 1),
         "spread = Concat <axis = 0> (groups, ones)",
         "B_g = Expand (B, spread)",
         "C_g = Expand (C, spread)",
@@ -149,7 +167,7 @@ def _scan_text(body: ScanBody, opset: int) -> str:
     lines += [
         "delta_s = Unsqueeze (delta_walk, three)",
         "drive_s = Unsqueeze (drive_walk, three)",
-        "last = Constant <value_ints = [-1]> ()",
+        _ints("last", -1),
         "B_s = Unsqueeze (B_g_walk, last)",
         "C_s = Unsqueeze (C_g_walk, three)",
         "state_shape = Concat <axis = 0> (groups, batch, states, channels)",
@@ -224,10 +242,10 @@ def _slice_group(source: str, target: str, g: int, *, reverse: bool) -> list[str
     token_slice = (-1, _INT_MIN, -1) if reverse else (0, 1 << 62, 1)
     start, end, step = token_slice
     return [
-        f"{target}_start = Constant <value_ints = [{g}, {start}]> ()",
-        f"{target}_end = Constant <value_ints = [{g + 1}, {end}]> ()",
-        f"{target}_axes = Constant <value_ints = [0, 2]> ()",
-        f"{target}_step = Constant <value_ints = [1, {step}]> ()",
+        _ints(f"{target}_start", g, start),
+        _ints(f"{target}_end", g + 1, end),
+        _ints(f"{target}_axes", 0, 2),
+        _ints(f"{target}_step", 1, step),
         f"{target} = Slice ({source}, {target}_start, {target}_end, {target}_axes, {target}_step)",
     ]
 
@@ -236,8 +254,8 @@ def _transpose_grid(source: str, target: str, *, transposed: bool) -> list[str]:
     """Walk the H x W grid of (1, B, L, C) column by column, or undo that for a grid that is already ``transposed``."""
     first = f"{target}_any, rows" if transposed else f"rows, {target}_any"
     return [
-        f"{target}_keep = Constant <value_ints = [0, 0]> ()",
-        f"{target}_any = Constant <value_ints = [-1]> ()",
+        _ints(f"{target}_keep", 0, 0),
+        _ints(f"{target}_any", -1),
         f"{target}_c = Shape <start = 3, end = 4> ({source})",
         f"{target}_split = Concat <axis = 0> ({target}_keep, {first}, {target}_c)",
         f"{target}_grid = Reshape ({source}, {target}_split)",

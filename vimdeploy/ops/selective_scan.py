@@ -22,12 +22,7 @@ from vimdeploy.ops.causal_conv1d import check_directions
 from vimdeploy.ops.implementation import implementation
 from vimdeploy.ops.kernels import kernels_for
 from vimdeploy.ops.official import official_selective_scan
-
-_CHUNK_TOKENS = 8
-"""A batch is scanned in parts of so few samples that a chunk holds at least this many tokens."""
-_CHUNK_BYTES = 512 << 10
-"""Bytes of state that one chunk of the vectorised scan holds: small enough that decay and state stay in the
-second-level cache, large enough that the per-call cost of the vectorised operations disappears."""
+from vimdeploy.ops.recurrence import samples_at_once, scan_tokens
 
 
 def selective_scan_reference(
@@ -139,7 +134,7 @@ def selective_scan(
             for walk in zip(directions, column_major, strict=True)
         ]
         return official_selective_scan(u, x_dbl, A, D, dt_weight, dt_bias, z, orders, scale)
-    samples = max(1, _CHUNK_BYTES // (_CHUNK_TOKENS * A.numel() * 4))
+    samples = samples_at_once(A.numel())
     gates = z.split(samples) if z is not None else [None] * len(u.split(samples, 1))  # type: ignore[no-untyped-call]
     parts = zip(u.split(samples, 1), x_dbl.split(samples, 1), gates, strict=True)  # type: ignore[no-untyped-call]
     walks = (directions, column_major, height)
@@ -180,9 +175,7 @@ def _scan(
     *,
     in_place: bool,
 ) -> Tensor:
-    groups, channels, d_state = A.shape
-    rank = dt_weight.shape[-1]
-    _, batch, length, _ = u.shape
+    d_state, rank = A.shape[-1], dt_weight.shape[-1]
     dtype = torch.promote_types(u.dtype, torch.float32)
     u_f, x_f = u.to(dtype), x_dbl.to(dtype)
     dt, B, C = torch.split_with_sizes(x_f, [rank, d_state, d_state], dim=-1)
@@ -190,47 +183,13 @@ def _scan(
     drive = delta * u_f
     walks = list(zip(directions, column_major, strict=True))
 
-    # Time first, channels last: (L, G, B, ...). Every step is then one contiguous slice, and N-by-E products are
-    # vectorised along E.
+    # Time first, channels last: (L, G, B, ...).
     delta, drive, B, C = (_reorder(v, walks, height).movedim(2, 0).contiguous() for v in (delta, drive, B, C))
-    A_t = A.to(dtype).transpose(-1, -2)[:, None]
-    chunk = max(1, _CHUNK_BYTES // (groups * batch * d_state * channels * A_t.element_size()))
-    state = u_f.new_zeros(groups, batch, d_state, channels)
-    buffers = u_f.new_empty(2, min(chunk, length), *state.shape) if in_place else None
-    outputs = []
-    for start in range(0, length, chunk):
-        part = slice(start, min(start + chunk, length))
-        y_part, state = _scan_chunk(delta[part], drive[part], A_t, B[part], C[part], state, buffers)
-        outputs.append(y_part)
-    y = _restore(torch.cat(outputs).movedim(0, 2), walks, height)
+    y, _ = scan_tokens(delta, drive, A.to(dtype).transpose(-1, -2)[:, None], B, C, in_place=in_place)
+    y = _restore(y.movedim(0, 2), walks, height)
     y = y + D.to(dtype)[:, None, None] * u_f
     total = y.sum(0) * scale
     return total if z is None else (total * F.silu(z.to(dtype))).to(u.dtype)
-
-
-def _scan_chunk(
-    delta: Tensor, drive: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, buffers: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Scan T tokens from ``state`` (G, B, N, E): returns h . C (T, G, B, E) and the last state.
-
-    With ``buffers`` (2, >= T, G, B, N, E) nothing is allocated per chunk (fresh pages cost more than the arithmetic)
-    and each state overwrites its input, which autograd could not follow.
-    """
-    if buffers is None:
-        decay = torch.exp(delta.unsqueeze(-2) * A)
-        inputs = drive.unsqueeze(-2) * B.unsqueeze(-1)
-        steps = []
-        for d, i in zip(decay.unbind(), inputs.unbind(), strict=True):
-            state = torch.addcmul(i, d, state)
-            steps.append(state)
-        return (C.unsqueeze(-2) @ torch.stack(steps)).squeeze(-2), state
-    decay, states = buffers[:, : len(delta)].unbind()
-    torch.mul(delta.unsqueeze(-2), A, out=decay).exp_()
-    torch.mul(drive.unsqueeze(-2), B.unsqueeze(-1), out=states)
-    for d, s in zip(decay.unbind(), states.unbind(), strict=True):
-        s.addcmul_(d, state)
-        state = s
-    return (C.unsqueeze(-2) @ states).squeeze(-2), state.clone()
 
 
 def _reorder(values: Tensor, walks: Sequence[tuple[int, int]], height: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Runs files and plans: numbers in, numbers out. No torch."""
