@@ -139,12 +139,12 @@ def _values(image: Image.Image, spec: InputSpec, largest: int) -> FloatArray:
     """Return (H, W, C) float32 in [0, 1], resized and cropped."""
     if largest == 255:
         resized = _resize_and_crop(image.convert(_MODES[spec.channels]), spec)
-        values = np.asarray(resized, dtype=np.float32) / 255
+        values: FloatArray = np.asarray(resized, dtype=np.float32) / np.float32(255)
         return values[..., None] if values.ndim == 2 else values
-    grey = Image.fromarray(np.asarray(image).astype(np.float32))
-    values = np.asarray(_resize_and_crop(grey, spec), dtype=np.float32).clip(0, largest) / np.float32(largest)
-    channels = [values] * min(spec.channels, 3) + [np.ones_like(values)] * (spec.channels == 4)
-    return np.stack(channels, axis=-1)
+    cut = _resize_and_crop(Image.fromarray(np.asarray(image).astype(np.float32)), spec)
+    grey = np.asarray(cut, dtype=np.float32).clip(0, largest) / np.float32(largest)
+    channels: FloatArray = np.stack([grey] * min(spec.channels, 3) + [np.ones_like(grey)] * (spec.channels == 4), -1)
+    return channels
 
 
 def _resize_and_crop(image: Image.Image, spec: InputSpec) -> Image.Image:

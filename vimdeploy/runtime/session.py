@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from vimdeploy.artifacts.engine_manifest import EngineManifest, Machine, read_engine_manifest, refuse_unloadable
 from vimdeploy.artifacts.files import sha256_file
-from vimdeploy.artifacts.manifest import PLAN_SUFFIXES
+from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, refuse_modified_file
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
 from vimdeploy.runtime.arrays import View, host_array
 from vimdeploy.runtime.batching import split
@@ -40,41 +40,49 @@ class Session(DeviceSession):
         contexts: how many calls may run at the same time; each has memory of its own.
         graphs: how many CUDA graphs each context keeps; 0 turns them off.
         plugin: plugin library, where it is not found by itself.
+        allow_modified: take a plan that its manifest does not describe.
+        allow_host_code: let a version-compatible plan, or one with a plugin library in it, run the code it brings.
 
     Raises:
-        ArtifactError: this machine cannot load the plan; says why.
+        ArtifactError: this machine cannot load the plan, or it brings code; says why.
         MissingDependencyError: TensorRT, CUDA's bindings or a GPU is missing.
 
     """
 
     def __init__(
-        self, path: str | Path, *, contexts: int = 1, graphs: int = 8, plugin: str | Path | None = None
+        self,
+        path: str | Path,
+        *,
+        contexts: int = 1,
+        graphs: int = 8,
+        plugin: str | Path | None = None,
+        allow_modified: bool = False,
+        allow_host_code: bool = False,
     ) -> None:
-        self.manifest, engine = load_plan(Path(path), Path(plugin) if plugin else None)
+        self.manifest, engine = load_plan(
+            Path(path), Path(plugin) if plugin else None, allow_modified=allow_modified, allow_host_code=allow_host_code
+        )
         profile = engine.profiles()[0] if engine.profiles() else _fixed(engine.tensors())
         super().__init__(engine.context, CudaDevice(), engine.tensors(), profile, contexts=contexts, graphs=graphs)
 
 
-def load_plan(path: Path, plugin: Path | None = None) -> tuple[EngineManifest, trt.Engine]:
-    """Load a plan and what it needs; see :class:`Session` for the errors.
-
-    Args:
-        path: the plan; its manifest lies beside it and is checked first.
-        plugin: plugin library, where it is not found by itself.
-
-    """
+def load_plan(
+    path: Path, plugin: Path | None = None, *, allow_modified: bool = False, allow_host_code: bool = False
+) -> tuple[EngineManifest, trt.Engine]:
+    """Load a plan and what it needs; see :class:`Session` for arguments and errors."""
     manifest = read_engine_manifest(path)
-    refuse_unloadable(path, manifest, this_machine(manifest, plugin))
+    machine = this_machine(manifest, plugin)
+    refuse_unloadable(path, manifest, machine, allow_modified=allow_modified, allow_host_code=allow_host_code)
     owner = trt.load(manifest.tensorrt.flavour)
     if manifest.plugin and not manifest.plugin.embedded:
         plugins.load_library(owner.api, plugin)
-    return manifest, open_engine(owner, path.read_bytes(), manifest, str(path))
+    return manifest, open_engine(owner, path.read_bytes(), str(path), host_code=allow_host_code)
 
 
-def open_engine(owner: trt.TensorRt, plan: bytes, manifest: EngineManifest, source: str) -> trt.Engine:
-    """Deserialise a plan; ArtifactError, in words, where TensorRT refuses."""
+def open_engine(owner: trt.TensorRt, plan: bytes, source: str, *, host_code: bool = False) -> trt.Engine:
+    """Deserialise a plan; ArtifactError, in words, where TensorRT refuses. ``host_code`` is the user's to allow."""
     messages = Messages()
-    engine = owner.runtime(messages, host_code=manifest.tensorrt.version_compatible).engine(plan)
+    engine = owner.runtime(messages, host_code=host_code).engine(plan)
     if engine is None:
         raise runtime_error(f"{source}: loading", messages.errors())
     return engine
@@ -113,16 +121,20 @@ class OnnxSession(Face):
         path: ONNX file.
         threads: of ONNX Runtime; None lets it choose.
         batch: largest batch that is run in one piece; larger ones are split, which bounds memory.
+        allow_modified: take a file that its manifest does not describe.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
-        ArtifactError: ONNX Runtime cannot load the file.
+        ArtifactError: ONNX Runtime cannot load the file, or its manifest describes another one.
 
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None, batch: int = 64) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, batch: int = 64, allow_modified: bool = False
+    ) -> None:
         if not Path(path).is_file():
             raise ArtifactError(f"{path}: there is no such file.")
+        refuse_modified_file(Path(path), allow_modified=allow_modified)
         self._session = open_session(Path(path), str(path), threads=threads)
         tensors = [_onnx_tensor(v, is_input=True) for v in self._session.get_inputs()]
         tensors += [_onnx_tensor(v, is_input=False) for v in self._session.get_outputs()]
@@ -202,8 +214,13 @@ def _filled(array: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
     return np.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1)) if short else array
 
 
-def load(path: str | Path, **options: Any) -> Face:
+def load(path: str | Path, *, allow_host_code: bool = False, **options: Any) -> Face:
     """Open a plan or an ONNX file for running: a :class:`Session` or an :class:`OnnxSession`, by their content.
+
+    Args:
+        path: plan or ONNX file, its manifest beside it.
+        allow_host_code: of :class:`Session`; an ONNX file brings no code.
+        options: the other arguments of that class.
 
     Raises:
         ArtifactError: the file is missing, or neither.
@@ -216,7 +233,7 @@ def load(path: str | Path, **options: Any) -> Face:
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}", hint="Check the path.") from error
     if start[:4] in _PLAN_MAGIC or path.suffix in PLAN_SUFFIXES:
-        return Session(path, **options)
+        return Session(path, allow_host_code=allow_host_code, **options)
     if start[:1] == b"\x08" or path.suffix == ".onnx":
         return OnnxSession(path, **options)
     raise ArtifactError(f"{path}: is neither a TensorRT plan nor an ONNX model", hint="See 'vimdeploy inspect'.")
