@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vimdeploy.artifacts.files import sha256_bytes, sha256_file, sidecar_of
-from vimdeploy.artifacts.onnx_facts import content_sha256, read_facts, with_facts
+from vimdeploy.artifacts.onnx_facts import read_facts, take_digest, with_facts
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, InputSpec, Parity, Precision, Side
 from vimdeploy.artifacts.structured import read_json
 from vimdeploy.errors import ArtifactError
@@ -152,8 +152,7 @@ def _embedded_manifest(artifact: Path) -> Manifest | None:
     facts = read_facts(artifact)
     if facts is None:
         return None
-    described = facts.pop("content_sha256", None) == content_sha256(artifact)
-    sha256 = sha256_file(artifact) if described else ""
+    sha256 = sha256_file(artifact) if take_digest(facts, artifact) else ""
     for section, more in (("onnx", {"sha256": sha256}), ("checkpoint", {"file": ""})):
         if isinstance(facts.get(section), dict):
             facts[section] |= more

@@ -19,6 +19,7 @@ from vimdeploy.errors import ArtifactError
 
 FACTS_KEY = "vimdeploy.manifest"
 """Key of the entry; its value is JSON."""
+_DIGEST = "sha256"
 _METADATA, _KEY, _VALUE = 14, 1, 2
 """Field numbers: ``ModelProto.metadata_props``, ``StringStringEntryProto.key`` and ``.value`` (onnx.proto)."""
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
@@ -34,8 +35,8 @@ def with_facts(content: bytes, facts: dict[str, Any]) -> bytes:
 
     """
     before, others, after = _around_metadata(content)
-    digest = hashlib.sha256(before + after).hexdigest()
-    text = json.dumps({**facts, "content_sha256": digest}, sort_keys=True, separators=(",", ":")).encode()
+    digest = hashlib.sha256(before + after + _canonical(facts)).hexdigest()
+    text = _canonical({**facts, _DIGEST: digest})
     key = FACTS_KEY.encode()
     entry = _header(_KEY, len(key)) + key + _header(_VALUE, len(text)) + text
     return before + others + _header(_METADATA, len(entry)) + entry + after
@@ -56,20 +57,29 @@ def _around_metadata(content: bytes) -> tuple[bytes, bytes, bytes]:
     return before, others, after
 
 
-def content_sha256(path: Path) -> str:
-    """Return the SHA-256 of an ONNX file without its metadata; empty for what is no ONNX file."""
+def take_digest(facts: dict[str, Any], path: Path) -> bool:
+    """Remove the hash from a file's facts; returns whether it is that of the file without metadata, and of the facts.
+
+    Args:
+        facts: of :func:`read_facts`.
+        path: the file that they are from.
+
+    """
+    said = facts.pop(_DIGEST, None)
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            for number, start, _, end in _pieces(file, path.stat().st_size):
-                if number == _METADATA:
-                    continue
-                file.seek(start)
-                while block := file.read(min(end - file.tell(), 1 << 20)):
-                    digest.update(block)
-    except (OSError, EOFError, ValueError):
-        return ""
-    return digest.hexdigest()
+    with path.open("rb") as file:
+        for number, start, _, end in _pieces(file, path.stat().st_size):
+            if number == _METADATA:
+                continue
+            file.seek(start)
+            while block := file.read(min(end - file.tell(), 1 << 20)):
+                digest.update(block)
+    digest.update(_canonical(facts))
+    return said == digest.hexdigest()
+
+
+def _canonical(facts: dict[str, Any]) -> bytes:
+    return json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
