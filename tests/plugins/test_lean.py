@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from vimdeploy.engine.plugin import read_info
-from vimdeploy.graph import contract
-from vimdeploy.native import PRELOAD
+from vimdeploy import contract
+from vimdeploy.native.locate import PRELOAD
+from vimdeploy.tensorrt.plugin import read_info
 
 COMMON = """
 import ctypes, gc, json, sys
@@ -169,7 +169,7 @@ def test_the_preload_flavour_says_when_there_is_no_tensorrt(library: Path) -> No
 
 LOADER = """
 from pathlib import Path
-from vimdeploy.engine.plugin import load_library, read_info, registered_ops
+from vimdeploy.tensorrt.plugin import load_library, read_info, registered_ops
 from vimdeploy.errors import VimdeployError
 
 said["major"] = int(trt.__version__.split(".")[0])
