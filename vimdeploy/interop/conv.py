@@ -13,7 +13,7 @@ from torch import Tensor
 from vimdeploy.interop import calls
 from vimdeploy.interop.refusal import refuse
 from vimdeploy.interop.scan import gradients_of
-from vimdeploy.ops.causal_conv1d import causal_conv1d, causal_conv1d_differentiable
+from vimdeploy.ops.conv import causal_conv1d, causal_conv1d_differentiable
 
 
 def causal_conv1d_fn(

@@ -128,6 +128,6 @@ def bimamba_inner_fn(
     biases = {"B_proj_bias": B_proj_bias, "C_proj_bias": C_proj_bias}
     u, delta, B, C, z = _projected(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C, biases)
     y = selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    turned = [v.flip([-1]) for v in (u, delta, B, C, z)]
-    back = selective_scan_fn(*turned[:2], A_b, *turned[2:4], D, turned[4], delta_bias, delta_softplus)
+    u, delta, B, C, z = (v.flip([-1]) for v in (u, delta, B, C, z))
+    back = selective_scan_fn(u, delta, A_b, B, C, D, z, delta_bias, delta_softplus)
     return F.linear((y + back.flip([-1])).transpose(1, 2), out_proj_weight, out_proj_bias)

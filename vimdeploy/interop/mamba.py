@@ -96,7 +96,7 @@ class Mamba(nn.Module):
         xz = self.in_proj(hidden_states).transpose(1, 2)
         if self.bimamba_type == "v1":
             out = bimamba_inner_fn(
-                xz, *self._weights(""), self.out_proj.weight, self.out_proj.bias, self._A(""), self._A("_b"),
+                xz, *self._weights(""), self.out_proj.weight, self.out_proj.bias, self._decay(""), self._decay("_b"),
                 **self._rest(""),
             )  # fmt: skip
             return out if self.gamma is None else out * self.gamma
@@ -107,8 +107,8 @@ class Mamba(nn.Module):
             y = y + self._interleaved(xz)
         if self.if_divide_out and self.bimamba_type != "none":
             y = y / 2
-        out = self.out_proj(y.transpose(1, 2))
-        return out if self.gamma is None else out * self.gamma
+        mixed: Tensor = self.out_proj(y.transpose(1, 2))
+        return mixed if self.gamma is None else mixed * self.gamma
 
     def _interleaved(self, xz: Tensor) -> Tensor:
         """Scan the first token of every slice, then the second of every slice, and so on."""
@@ -120,7 +120,7 @@ class Mamba(nn.Module):
         return result
 
     def _branch(self, xz: Tensor, suffix: str) -> Tensor:
-        return mamba_inner_fn_no_out_proj(xz, *self._weights(suffix), self._A(suffix), **self._rest(suffix))
+        return mamba_inner_fn_no_out_proj(xz, *self._weights(suffix), self._decay(suffix), **self._rest(suffix))
 
     def _weights(self, suffix: str) -> tuple[Any, Any, Any, Any]:
         conv = getattr(self, f"conv1d{suffix}")
@@ -131,7 +131,7 @@ class Mamba(nn.Module):
             getattr(self, f"dt_proj{suffix}").weight,
         )
 
-    def _A(self, suffix: str) -> Tensor:
+    def _decay(self, suffix: str) -> Tensor:
         return -torch.exp(getattr(self, f"A{suffix}_log").float())
 
     def _rest(self, suffix: str) -> dict[str, Any]:

@@ -175,6 +175,7 @@ class RMSNormGated(nn.Module):
     """Mamba-2's gated norm with the key ``weight``."""
 
     _rms = True
+    bias: Tensor | None
 
     def __init__(
         self,

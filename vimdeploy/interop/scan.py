@@ -1,6 +1,6 @@
 """The selective scan as mamba_ssm, VMamba and their descendants call it, in every argument order seen in public code.
 
-All forms come down to the op contract's ``SelectiveScanDelta`` (:mod:`vimdeploy.ops.selective_scan_delta`), whose
+All forms come down to the op contract's ``SelectiveScanDelta`` (:mod:`vimdeploy.ops.scan_delta`), whose
 layout is channels-last; callers here are channels-first: u, delta, z (B, E, L), B and C (B, G, N, L), (B, N, L) or
 constant (E, N), A (E, N). Outputs have the dtype of u unless the caller asks for float32. Source: mamba_ssm,
 ``ops/selective_scan_interface.py``; VMamba, ``kernels/selective_scan``.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vimdeploy.interop import calls
 from vimdeploy.interop.refusal import refuse
-from vimdeploy.ops.selective_scan_delta import scan_with_state, selective_scan_delta
+from vimdeploy.ops.scan_delta import scan_with_state, selective_scan_delta
 
 
 @torch.library.custom_op("vimdeploy::selective_scan_last_state", mutates_args=())
@@ -84,7 +84,7 @@ def scan(
     exact = torch.promote_types(dtype, torch.float32)
     channels = A.shape[0]
     u_t, delta_t = (v.transpose(1, 2).to(dtype) for v in (u, delta))
-    B_t, C_t = _same_groups(*(_by_token(v, u).to(dtype) for v in (B, C)), channels)
+    B_t, C_t = _same_groups(_by_token(B, u).to(dtype), _by_token(C, u).to(dtype), channels)
     D_t, bias = (u.new_zeros(channels, dtype=exact) if v is None else v.to(exact).reshape(-1) for v in (D, delta_bias))
     arguments = (u_t, delta_t, A.to(exact), B_t, C_t, D_t, bias)
     softplus = bool(delta_softplus)
@@ -136,7 +136,9 @@ def selective_scan_fn(
     return_last_state: bool = False,
 ) -> Any:
     """Stand in for ``mamba_ssm``'s function of that name: (B, E, L), and the last state if asked for."""
-    scanned = scan("selective_scan_fn", u, delta, A, B, C, D, z, delta_bias, delta_softplus, want_last=return_last_state)
+    scanned = scan(
+        "selective_scan_fn", u, delta, A, B, C, D, z, delta_bias, delta_softplus, want_last=return_last_state
+    )
     y = scanned.out if scanned.gated is None else scanned.gated
     return (y, scanned.last) if return_last_state else y
 
@@ -265,8 +267,8 @@ def state_bwd(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Stand in for ``selective_scan_cuda_oflex_rh.bwd``: du, ddelta, dA, dB, dD, ddelta_bias."""
     del x
-    return tuple(
-        gradients_of(
-            lambda *v: state_fwd(*v, delta_softplus, nrows)[0], [u, delta, A, B, D, delta_bias], dout
-        )
-    )
+
+    def forward(u: Any, delta: Any, A: Any, B: Any, D: Any, delta_bias: Any) -> Tensor:
+        return state_fwd(u, delta, A, B, D, delta_bias, delta_softplus, nrows)[0]
+
+    return tuple(gradients_of(forward, [u, delta, A, B, D, delta_bias], dout))

@@ -28,6 +28,7 @@ class StubType(type):
         return make_stub(f"{_name_of(cls)}.{name}")
 
     def __call__(cls, *arguments: Any, **named: Any) -> Any:
+        """Decorate while modules are imported; raise StubCalledError afterwards."""
         del named
         if not is_importing():
             raise _called(_name_of(cls))
@@ -77,14 +78,26 @@ def _attribute(self: Any, name: str) -> Any:
     return make_stub(f"{_name_of(type(self))}.{name}")
 
 
+def _nothing(_self: Any, *_arguments: Any, **_named: Any) -> None:
+    return None
+
+
+def _itself(self: Any, *_key: Any) -> Any:
+    return self
+
+
+def _empty(_self: Any) -> Any:
+    return iter(())
+
+
 _MEMBERS = {
-    "__init__": lambda _self, *_arguments, **_named: None,
+    "__init__": _nothing,
     "__call__": _call,
     "__getattr__": _attribute,
-    "__getitem__": lambda self, _key: self,
-    "__iter__": lambda _self: iter(()),
-    "__enter__": lambda self: self,
-    "__exit__": lambda _self, *_error: None,
+    "__getitem__": _itself,
+    "__iter__": _empty,
+    "__enter__": _itself,
+    "__exit__": _nothing,
 }
 
 
