@@ -119,7 +119,7 @@ def prepare(
 
     import torch
 
-    from vimdeploy.models.folding import fold
+    from vimdeploy.models.family import fold
     from vimdeploy.models.load import ModelRequest, load_model
     from vimdeploy.models.vim.model import mamba
     from vimdeploy.models.vmamba.model import ss2d
