@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, cast
 from unittest import mock
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import nn
 from torch.fx.experimental.sym_node import SymNode
