@@ -17,7 +17,7 @@ from vimdeploy.runtime.ort import open_session
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.registry import FamilyModel
+    from vimdeploy.models.family import FamilyModel
     from vimdeploy.runtime.device_session import Face
 
 Array = npt.NDArray[np.float32]
@@ -52,14 +52,14 @@ class TorchBackend:
 
         Args:
             model: with the official parameters.
-            task: one of :data:`vimdeploy.models.tasks.TASKS`.
+            task: one of :data:`vimdeploy.models.family.TASKS`.
             taps: also return the inner values of every block.
 
         """
         import torch
 
-        from vimdeploy.graph.export import TappedModel
-        from vimdeploy.models.folding import fold
+        from vimdeploy.models.family import fold
+        from vimdeploy.models.tapped import TappedModel
 
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         if self._device == "cuda":

@@ -18,7 +18,7 @@ from vimdeploy.parity.metrics import Metrics, compare, relative_rms
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.registry import FamilyModel
+    from vimdeploy.models.family import FamilyModel
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -86,7 +86,7 @@ def verify_onnx(
     Args:
         onnx_model: a file or a model in memory.
         model: the PyTorch model in eval mode.
-        task: what both compute, one of :data:`vimdeploy.models.tasks.TASKS`.
+        task: what both compute, one of :data:`vimdeploy.models.family.TASKS`.
         images: (N, C, H, W) float32.
         batches: sizes at which the ONNX model runs; every size sees all images.
         contract: the bounds to keep.
