@@ -75,7 +75,7 @@ def take_digest(facts: dict[str, Any], path: Path) -> bool:
             while block := file.read(min(end - file.tell(), 1 << 20)):
                 digest.update(block)
     digest.update(_canonical(facts))
-    return said == digest.hexdigest()
+    return bool(said == digest.hexdigest())
 
 
 def _canonical(facts: dict[str, Any]) -> bytes:
