@@ -33,7 +33,7 @@ def read_json(path: Path, *, hint: str) -> Any:
         ArtifactError: it is no regular file, too large, not JSON, nested too deeply, or holds numbers beyond 64 bits.
 
     """
-    return parse_json(_text(path, hint, ArtifactError), str(path), hint=hint)
+    return parse_json(_text(path, "JSON", hint, ArtifactError), str(path), hint=hint)
 
 
 def parse_json(text: str, source: str, *, hint: str, error: type[VimdeployError] = ArtifactError) -> Any:
@@ -49,7 +49,7 @@ def parse_json(text: str, source: str, *, hint: str, error: type[VimdeployError]
 def read_toml(path: Path, *, hint: str = "") -> dict[str, Any]:
     """Read a TOML file; UsageError where it is missing or not readable, in the sense of :func:`read_json`."""
     try:
-        text = _text(path, hint, UsageError)
+        text = _text(path, "TOML", hint, UsageError)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: there is no such file.", hint=hint) from error
     try:
@@ -60,7 +60,7 @@ def read_toml(path: Path, *, hint: str = "") -> dict[str, Any]:
     return data
 
 
-def _text(path: Path, hint: str, error: type[VimdeployError]) -> str:
+def _text(path: Path, kind: str, hint: str, error: type[VimdeployError]) -> str:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -70,7 +70,9 @@ def _text(path: Path, hint: str, error: type[VimdeployError]) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise
-    except (OSError, UnicodeDecodeError) as found:
+    except UnicodeDecodeError as found:
+        raise error(f"{path}: not a readable {kind} file: it is no text ({found}).", hint=hint) from found
+    except OSError as found:
         raise error(f"{path}: cannot be read: {_reason(found)}.", hint=hint) from found
 
 
