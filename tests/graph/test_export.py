@@ -17,7 +17,6 @@ from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.errors import ArtifactError, UsageError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.export import export_onnx, serialize
-from vimdeploy.models.tasks import find_taps
 from vimdeploy.models.vim.config import VimConfig
 from vimdeploy.models.vim.model import VisionMamba
 
@@ -214,7 +213,7 @@ def test_the_recipe_s_halving_and_directions_are_attributes(exported, name, dire
 
 
 def test_the_taps_of_a_model_are_the_names_of_its_inner_values(exported):
-    names = [name for tap in find_taps(golden("cls_tiny").model()) for name in tap.names]
+    names = [name for tap in golden("cls_tiny").model().taps() for name in tap.names]
     assert len(names) == 8
     assert set(names) <= {output for node in exported("cls_tiny").graph.node for output in node.output}
 

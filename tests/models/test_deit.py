@@ -97,7 +97,7 @@ def test_a_checkpoint_of_either_library_computes_the_paper(layout, tmp_path):
         saved = load_model(tmp_path / "first.pth").model.net.state_dict()
     torch.save({"model": saved}, tmp_path / "deit.pth")
     loaded = load_model(tmp_path / "deit.pth")
-    assert loaded.recognised.family == "deit"
+    assert loaded.config.family == "deit"
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(IMAGES), reference(state, IMAGES), rtol=1e-4, atol=1e-4)
 

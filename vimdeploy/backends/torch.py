@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from vimdeploy.backends.base import Array
-from vimdeploy.graph.export import TappedModel
-from vimdeploy.models.folding import fold
-from vimdeploy.models.registry import FamilyModel
+from vimdeploy.models.family import FamilyModel, fold
+from vimdeploy.models.tapped import TappedModel
 
 
 class TorchBackend:
@@ -18,7 +17,7 @@ class TorchBackend:
 
     Args:
         model: with the official parameters, in eval mode.
-        task: one of :data:`vimdeploy.models.tasks.TASKS`.
+        task: one of :data:`vimdeploy.models.family.TASKS`.
         taps: also return the inner values of every block.
 
     """

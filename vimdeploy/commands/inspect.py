@@ -105,7 +105,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         facts["architecture"] = {"not recognised": str(error)}
         return facts
     facts["architecture"] = {
-        "family": recognised.family,
+        "family": recognised.config.family,
         "recipe": recognised.recipe.name if recognised.recipe else "none",
         **recognised.config.official(),
     }

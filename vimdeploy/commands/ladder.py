@@ -18,7 +18,7 @@ from vimdeploy.parity.rungs import Subject, engine_source, make_rungs
 if TYPE_CHECKING:
     from vimdeploy.artifacts.manifest import Manifest
     from vimdeploy.commands.pipeline import Stage
-    from vimdeploy.models.registry import FamilyModel
+    from vimdeploy.models.family import FamilyModel
 
 
 def verify_ladder(

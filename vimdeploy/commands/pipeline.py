@@ -84,7 +84,7 @@ def export(
     check_writable(output)
     stage(f"Reading {checkpoint.name}" if checkpoint else f"Making {model.arch}")
     loaded = load_model(checkpoint, replace(model, task=request.task))
-    task = request.task or ("dense" if loaded.recognised.is_backbone else "classify")
+    task = request.task or next(iter(loaded.model.tasks()))
     stage("Exporting to ONNX")
     onnx_model = export_onnx(loaded.model, task=task, batch=request.batch, opset=request.opset)
     stage("Checking the graph")
@@ -228,12 +228,12 @@ def _manifest(
 ) -> Manifest:
     recipe = loaded.recipe
     names = [node.op_type for node in onnx_model.graph.node if node.domain == contract.DOMAIN]
-    count = 0 if loaded.recognised.is_backbone else loaded.config.num_classes
+    count = 0 if loaded.config.is_backbone else loaded.config.num_classes
     classes = Classes(count=count, names=loaded.labels)
     return Manifest(
         tools={"vimdeploy": __version__, **{name: version(name) for name in ("torch", "onnx", "onnxscript")}},
         model=ModelInfo(
-            family=loaded.recognised.family,
+            family=loaded.config.family,
             task=request.task or "classify",
             recipe=recipe.name if recipe else None,
             parameters=sum(p.numel() for p in loaded.model.parameters()),

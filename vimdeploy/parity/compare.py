@@ -16,7 +16,7 @@ from vimdeploy.parity.metrics import Metrics, compare, relative_rms
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.registry import FamilyModel
+    from vimdeploy.models.family import FamilyModel
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def verify_onnx(
     Args:
         onnx_model: a file or a model in memory.
         model: the PyTorch model in eval mode.
-        task: what both compute, one of :data:`vimdeploy.models.tasks.TASKS`.
+        task: what both compute, one of :data:`vimdeploy.models.family.TASKS`.
         images: (N, C, H, W) float32.
         batches: sizes at which the ONNX model runs; every size sees all images.
         contract: the bounds to keep.

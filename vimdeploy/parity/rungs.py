@@ -25,7 +25,7 @@ from vimdeploy.runtime.cuda import CudaDevice
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.registry import FamilyModel
+    from vimdeploy.models.family import FamilyModel
 
 
 @dataclass(frozen=True)
