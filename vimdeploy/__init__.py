@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from vimdeploy.interop import Substitution
     from vimdeploy.runtime.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "substitute_mamba_ssm"]
 
 
 def load(path: str | Path, **options: Any) -> Session:
@@ -18,3 +20,10 @@ def load(path: str | Path, **options: Any) -> Session:
     from vimdeploy.runtime.session import load as open_file
 
     return open_file(path, **options)
+
+
+def substitute_mamba_ssm(**options: Any) -> AbstractContextManager[Substitution]:
+    """Import, build and run models of mamba_ssm without it; see :func:`vimdeploy.interop.substitute_mamba_ssm`."""
+    from vimdeploy.interop import substitute_mamba_ssm as substitute
+
+    return substitute(**options)

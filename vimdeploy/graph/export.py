@@ -48,7 +48,7 @@ def export_onnx(
     wrapper = TappedModel(fold(model), task)
     config = model.config
     images = torch.zeros(batch or 2, config.channels, *config.img_size)
-    with _quiet(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             wrapper,
             (images,),
@@ -61,7 +61,7 @@ def export_onnx(
             verbose=False,
         )
         assert program is not None
-    return _finish(program.model_proto, len(wrapper.outputs))
+    return finish(program.model_proto, len(wrapper.outputs))
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
@@ -125,7 +125,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     }
 
 
-def _finish(model: onnx.ModelProto, outputs: int) -> onnx.ModelProto:
+def finish(model: onnx.ModelProto, outputs: int) -> onnx.ModelProto:
     """Drop the taps from the outputs, strip what only the exporter needs, and add the bodies of the custom ops."""
     del model.graph.output[outputs:]
     _remove_unused(model.graph)
@@ -161,7 +161,7 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Silence the exporter's remarks about torchvision and about its own deprecations."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
