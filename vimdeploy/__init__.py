@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vimdeploy.interop import Substitution
-    from vimdeploy.runtime.device_session import Face
+    from vimdeploy.runtime.session import Session
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "substitute_mamba_ssm"]
 
 
-def load(path: str | Path, **options: Any) -> Face:
+def load(path: str | Path, **options: Any) -> Session:
     """Open a plan or an ONNX file for running; see :func:`vimdeploy.runtime.session.load`."""
     from vimdeploy.runtime.session import load as open_file
 

@@ -30,7 +30,8 @@ from vimdeploy.commands.build_engine import BuildRequest, build_engine
 from vimdeploy.commands.convert import ConvertRequest, convert
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
 from vimdeploy.runtime.cuda import CudaDevice
-from vimdeploy.runtime.session import OnnxSession, load_plan, this_machine
+from vimdeploy.runtime.onnx_session import OnnxSession
+from vimdeploy.runtime.plan_session import load_plan, this_machine
 from vimdeploy.tensorrt.api import Flavour
 from vimdeploy.tensorrt.options import BuildOptions, parse_size
 
@@ -215,8 +216,8 @@ def test_the_manifest_never_switches_host_code_on(
             asked.append(host_code)
             return SimpleNamespace(engine=lambda _: "engine")
 
-    monkeypatch.setattr("vimdeploy.runtime.session.trt.load", lambda _: Owner())
-    monkeypatch.setattr("vimdeploy.runtime.session.this_machine", lambda *_: HERE)
+    monkeypatch.setattr("vimdeploy.runtime.plan_session.trt.load", lambda _: Owner())
+    monkeypatch.setattr("vimdeploy.runtime.plan_session.this_machine", lambda *_: HERE)
     path = broken(plan, tmp_path, lambda d: d["tensorrt"].update(version_compatible=says_so))
     if says_so and not allowed:
         with pytest.raises(ArtifactError, match="brings code"):
@@ -302,7 +303,7 @@ def test_no_torch_and_no_onnx_are_needed_to_run(tiny: Path) -> None:
         "import sys; [sys.modules.__setitem__(m, None) for m in ('torch', 'onnx', 'onnx_ir', 'onnxscript')];"
         "import numpy as np, vimdeploy;"
         f"s = vimdeploy.load({str(tiny)!r}); print(s(np.zeros((2, 3, 64, 64), np.float32)).shape);"
-        "from vimdeploy.runtime.session import Session"
+        "from vimdeploy.runtime.plan_session import PlanSession"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

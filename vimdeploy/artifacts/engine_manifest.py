@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vimdeploy.artifacts.files import sha256_file, sidecar_of
 from vimdeploy.artifacts.manifest import Count, Manifest, TensorInfo, manifest_path
 from vimdeploy.artifacts.structured import read_json
+from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.errors import ArtifactError
-from vimdeploy.tensorrt.boundary import Profile
 
 SCHEMA_VERSION = 1
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vimdeploy import __version__, contract
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
@@ -19,13 +19,12 @@ from vimdeploy.artifacts.manifest import (
     Manifest,
     ModelInfo,
     OnnxInfo,
-    TensorInfo,
     is_stale,
     manifest_path,
     read_manifest,
 )
+from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx, tensor_info
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, Parity, ParityContract, Precision
-from vimdeploy.backends.base import read_onnx
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.parity.compare import Report, verify_onnx
 
@@ -184,7 +183,7 @@ def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
 
 
 def _default_batches(onnx_model: onnx.ModelProto) -> tuple[int, ...]:
-    fixed = onnx_model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    fixed = fixed_batch(onnx_model)
     return (fixed,) if fixed else (1, 3)
 
 
@@ -274,15 +273,3 @@ def _batch_profile(loaded: LoadedModel, fixed: int | None) -> BatchProfile:
     if fixed is not None:
         return BatchProfile(min=fixed, opt=fixed, max=fixed)
     return loaded.recipe.batch if loaded.recipe else BatchProfile()
-
-
-def tensor_info(value: Any) -> TensorInfo:
-    """Return name, dtype and shape of an ONNX graph input or output."""
-    import onnx
-
-    tensor = value.type.tensor_type
-    return TensorInfo(
-        name=value.name,
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
-        shape=tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim),
-    )
