@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vimdeploy import __version__
 from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
@@ -143,7 +145,7 @@ def build_engine(
         parity=None,
         source=manifest,
     )
-    if runs_here and request.verify and not request.options.strip_weights:
+    if runs_here and request.verify:
         say("Comparing the engine with float32 in ONNX Runtime")
         sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, read_onnx(model_path), request)})
     # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
@@ -189,7 +191,8 @@ def _load_plugin(
         return None
     number = int(device.compute_capability[3:]) if device else 0
     capability = divmod(number, 10) if device else None
-    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability)
+    driver = device.driver if device else None
+    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability, driver=driver)
     say(f"Plugin library: {library.describe()}")
     return library
 
@@ -311,8 +314,10 @@ def _parity(
     with tempfile.TemporaryDirectory(prefix="vimdeploy-") as folder:
         path = Path(folder) / "check.engine"
         write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
-        batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
-        images = sample_images(manifest.preprocessing, request.images, min(batch, 8))
+        count = _verified_batch(sidecar)
+        images = sample_images(manifest.preprocessing, request.images, count)
+        if isinstance(sidecar.inputs[0].shape[0], int):  # however many lie in a folder
+            images = np.resize(images, (count, *images.shape[1:]))
         with Session(path, graphs=0, plugin=request.options.plugin) as session:
             candidate = joined(SessionBackend(session).run(images))
         reference = joined(OnnxBackend(model).run(images))
@@ -324,6 +329,14 @@ def _parity(
             hint="Nothing was written. 'vimdeploy verify MODEL.onnx --ladder' says on which rung and at which node.",
         )
     return metrics.to_dict()
+
+
+def _verified_batch(sidecar: EngineManifest) -> int:
+    """Return how many images a built engine is compared on: a model of a fixed batch takes that many and no others."""
+    fixed = sidecar.inputs[0].shape[0]
+    if isinstance(fixed, int):
+        return fixed
+    return min(next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1), 8)
 
 
 def show_profile(profile: Profile) -> str:

@@ -5,7 +5,7 @@ Nothing here knows TensorRT: contexts and the device come through protocols, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from types import TracebackType
@@ -20,7 +20,7 @@ from vimdeploy.runtime.batching import split
 from vimdeploy.runtime.cuda import Device
 from vimdeploy.runtime.device_array import DeviceArray
 from vimdeploy.runtime.pool import Job, Pool
-from vimdeploy.runtime.slot import Context, Output, Slot, row_bytes
+from vimdeploy.runtime.slot import Contexts, Output, Slot, row_bytes
 from vimdeploy.tensorrt.boundary import Profile, Tensor
 
 Arrays = Mapping[str, Any]
@@ -159,7 +159,7 @@ class DeviceSession(Face):
     """Batches, threads and buffers over execution contexts; :class:`Session` gives it TensorRT's.
 
     Args:
-        make_context: creates an execution context.
+        make: how execution contexts are made.
         device: the GPU.
         tensors: inputs and outputs of the engine.
         profile: what shapes it admits.
@@ -170,7 +170,7 @@ class DeviceSession(Face):
 
     def __init__(
         self,
-        make_context: Callable[[], Context],
+        make: Contexts,
         device: Device,
         tensors: list[Tensor],
         profile: Profile,
@@ -185,7 +185,7 @@ class DeviceSession(Face):
         with device.active(), ExitStack() as made:
             slots = []
             for _ in range(contexts):
-                slots.append(Slot(make_context, device, tensors, self.smallest_batch, self.largest_batch, graphs))
+                slots.append(Slot(make, device, tensors, self.smallest_batch, self.largest_batch, graphs))
                 made.callback(slots[-1].close)
             made.pop_all()  # all of them could be made, so none is closed here
         self._pool = Pool(slots)

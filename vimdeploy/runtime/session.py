@@ -24,6 +24,7 @@ from vimdeploy.runtime.batching import split
 from vimdeploy.runtime.cuda import CudaDevice
 from vimdeploy.runtime.device_session import Arrays, DeviceSession, Face
 from vimdeploy.runtime.ort import open_session
+from vimdeploy.runtime.slot import Contexts
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import plugin as plugins
 from vimdeploy.tensorrt.boundary import Messages, Profile, Tensor
@@ -40,6 +41,7 @@ class Session(DeviceSession):
         contexts: how many calls may run at the same time; each has memory of its own.
         graphs: how many CUDA graphs each context keeps; 0 turns them off.
         plugin: plugin library, where it is not found by itself.
+        device: number of the GPU, as CUDA counts; None takes the calling thread's current one.
 
     Raises:
         ArtifactError: this machine cannot load the plan; says why.
@@ -48,27 +50,33 @@ class Session(DeviceSession):
     """
 
     def __init__(
-        self, path: str | Path, *, contexts: int = 1, graphs: int = 8, plugin: str | Path | None = None
+        self,
+        path: str | Path,
+        *,
+        contexts: int = 1,
+        graphs: int = 8,
+        plugin: str | Path | None = None,
+        device: int | None = None,
     ) -> None:
-        self.manifest, engine = load_plan(Path(path), Path(plugin) if plugin else None)
+        self.manifest, engine, gpu = load_plan(Path(path), Path(plugin) if plugin else None, device)
         profile = engine.profiles()[0] if engine.profiles() else _fixed(engine.tensors())
-        super().__init__(engine.context, CudaDevice(), engine.tensors(), profile, contexts=contexts, graphs=graphs)
+        make = Contexts(engine.context, engine.context_bytes())
+        super().__init__(make, gpu, engine.tensors(), profile, contexts=contexts, graphs=graphs)
 
 
-def load_plan(path: Path, plugin: Path | None = None) -> tuple[EngineManifest, trt.Engine]:
-    """Load a plan and what it needs; see :class:`Session` for the errors.
-
-    Args:
-        path: the plan; its manifest lies beside it and is checked first.
-        plugin: plugin library, where it is not found by itself.
-
-    """
+def load_plan(
+    path: Path, plugin: Path | None = None, device: int | None = None
+) -> tuple[EngineManifest, trt.Engine, CudaDevice]:
+    """Load a plan and what it needs onto a GPU; see :class:`Session` for arguments and errors."""
     manifest = read_engine_manifest(path)
-    refuse_unloadable(path, manifest, this_machine(manifest, plugin))
+    machine = this_machine(manifest, plugin, device)
+    refuse_unloadable(path, manifest, machine)
     owner = trt.load(manifest.tensorrt.flavour)
     if manifest.plugin and not manifest.plugin.embedded:
-        plugins.load_library(owner.api, plugin)
-    return manifest, open_engine(owner, path.read_bytes(), manifest, str(path))
+        plugins.load_library(owner.api, plugin, compute_capability=machine.capability_numbers, driver=machine.driver)
+    gpu = CudaDevice(device)
+    with gpu.active():  # TensorRT loads an engine onto the thread's current device
+        return manifest, open_engine(owner, path.read_bytes(), manifest, str(path)), gpu
 
 
 def open_engine(owner: trt.TensorRt, plan: bytes, manifest: EngineManifest, source: str) -> trt.Engine:
@@ -80,14 +88,14 @@ def open_engine(owner: trt.TensorRt, plan: bytes, manifest: EngineManifest, sour
     return engine
 
 
-def this_machine(manifest: EngineManifest, plugin: Path | None = None) -> Machine:
+def this_machine(manifest: EngineManifest, plugin: Path | None = None, device: int | None = None) -> Machine:
     """Collect what decides whether a plan can be loaded here: TensorRT, GPU, driver and plugin library."""
     flavour = manifest.tensorrt.flavour
     version = trt.installed_version(flavour)
     capability: str | None = None
     driver: int | None = None
     with suppress(MissingDependencyError):
-        _, capability, driver = CudaDevice().facts()
+        _, capability, driver = CudaDevice(device).facts()
     library = None
     # TensorRT-RTX takes no plugins: a manifest that says otherwise lies, and no library here could be the right one.
     if manifest.plugin and not manifest.plugin.embedded and version and flavour != "rtx":
