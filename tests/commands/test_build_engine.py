@@ -365,8 +365,8 @@ def test_turing_is_refused_in_words(tiny: Path, tmp_path: Path) -> None:
             "build-plugin",
         ),
         (
-            "vimdeploy SelectiveScan (scan_3), enqueue: the launch of variant 1 failed at B = 1: CUDA driver version is "
-            "insufficient for CUDA runtime version",
+            "vimdeploy SelectiveScan (scan_3), enqueue: the launch of variant 1 failed at B = 1: CUDA driver version "
+            "is insufficient for CUDA runtime version",
             MissingDependencyError,
             "update the driver",
         ),

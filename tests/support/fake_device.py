@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from vimdeploy.artifacts.tensors import Tensor
 from vimdeploy.errors import VimdeployError
 from vimdeploy.runtime import dlpack
 from vimdeploy.runtime.cuda import CaptureError, Device
 from vimdeploy.runtime.slot import Contexts
-from vimdeploy.tensorrt.boundary import Tensor
 
 
 class FakeDevice(Device):

@@ -17,8 +17,9 @@ from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from vimdeploy.artifacts.tensors import Profile, Tensor
 from vimdeploy.errors import MissingDependencyError
-from vimdeploy.tensorrt.boundary import Built, Config, Layer, Messages, ParseProblem, Profile, Progress, Tensor
+from vimdeploy.tensorrt.boundary import Built, Config, Layer, Messages, ParseProblem, Progress
 from vimdeploy.tensorrt.translate import runtime_error
 
 if TYPE_CHECKING:
