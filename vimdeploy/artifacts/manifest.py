@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vimdeploy.artifacts.files import sha256_file, sidecar_of
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, InputSpec, Parity, Precision
-from vimdeploy.errors import ArtifactError
+from vimdeploy.errors import ArtifactError, UsageError
 
 SCHEMA_VERSION = 1
 PLAN_SUFFIXES = (".engine", ".plan", ".trt")
@@ -41,8 +41,9 @@ class ModelInfo(_Section):
     parameters: int
     arguments: dict[str, Any]
     """Arguments of the official constructor, as trained."""
-    img_size: tuple[int, int]
-    """(height, width) as exported; differs from the arguments' where position embeddings were resized."""
+    img_size: tuple[int, int] | None
+    """(height, width) as exported; differs from the arguments' where position embeddings were resized. None for a
+    module that takes no image."""
     official_pos_resize: bool
     sources: dict[str, str]
     """Where each argument came from."""
@@ -56,6 +57,28 @@ class CheckpointInfo(_Section):
     sha256: str
     weights: str
     """``model``, ``ema`` or ``random``."""
+
+
+class ModuleInfo(_Section):
+    """A module of the user's, exported by ``export_module``."""
+
+    entry: str | None
+    """How to build it again, ``package.module:function``; None where a module object was exported."""
+    kwargs: dict[str, Any]
+    """Arguments of the entry."""
+    inputs: tuple[TensorInfo, ...]
+    golden_sha256: str
+    """Of ``NAME.onnx.golden.npz``: inputs, and the outputs that PyTorch gave for them."""
+    blocks: tuple[str, ...]
+    """Paths in the module tree of what the file's values call ``block.0``, ``block.1``, ..."""
+    substituted: tuple[str, ...]
+    """Modules that substitutes stood in for."""
+    stubbed: tuple[str, ...]
+    """Absent packages that were stubbed."""
+    rewrites: dict[str, int]
+    """How often which rewrite of the graph applied."""
+    profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    """Smallest, best and largest shape of every input for an optimization profile; empty where all are fixed."""
 
 
 class OnnxInfo(_Section):
@@ -79,7 +102,8 @@ class Manifest(_Section):
     model: ModelInfo
     checkpoint: CheckpointInfo
     onnx: OnnxInfo
-    preprocessing: InputSpec
+    preprocessing: InputSpec | None
+    """None for a module that takes no images."""
     classes: Classes
     input: TensorInfo
     outputs: tuple[TensorInfo, ...]
@@ -91,6 +115,19 @@ class Manifest(_Section):
     notes: tuple[str, ...]
     conversion: dict[str, Any] | None = None
     """What `vimdeploy convert` changed; None for a file as exported."""
+
+    module: ModuleInfo | None = None
+    """None for a model of a family that vimdeploy knows."""
+
+    def image_input(self) -> InputSpec:
+        """Return how image files become the input; UsageError for a module that takes no images."""
+        if self.preprocessing is None:
+            raise UsageError(
+                "this file takes no images: it is a module whose inputs are "
+                f"{', '.join(t.name for t in self.module.inputs) if self.module else self.input.name}.",
+                hint="Run it with vimdeploy.load(...), which takes arrays by name.",
+            )
+        return self.preprocessing
 
     def to_bytes(self) -> bytes:
         """Return the JSON text of the sidecar."""

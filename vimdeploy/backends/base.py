@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vimdeploy.artifacts.golden import Samples
 from vimdeploy.errors import ArtifactError, MissingDependencyError
 from vimdeploy.runtime.ort import open_session
 
@@ -100,9 +101,8 @@ class OnnxBackend:
         whole = model if isinstance(model, Path) and not taps else None
         self._session = open_session(whole or _with_outputs(model, taps).SerializeToString(), source)
         self._source = source
-        self._input = self._session.get_inputs()[0].name
         # A model converted with half-precision inputs and outputs keeps the float32 face here.
-        self._dtype = np.float16 if self._session.get_inputs()[0].type == "tensor(float16)" else np.float32
+        self._types = {i.name: _NUMPY_TYPES.get(i.type, np.float32) for i in self._session.get_inputs()}
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -110,13 +110,16 @@ class OnnxBackend:
         """Shape of the images; a symbolic dimension is its name."""
         return list(self._session.get_inputs()[0].shape)
 
-    def run(self, images: Array) -> dict[str, Array]:
-        """Compute the outputs; see :class:`Backend`."""
+    def run(self, images: Array | Samples) -> dict[str, Array]:
+        """Compute the outputs; see :class:`Backend`. A module of several inputs takes :class:`Samples`."""
+        arrays = images.arrays if isinstance(images, Samples) else {next(iter(self._types)): images}
+        feed = {name: array.astype(self._types[name], copy=False) for name, array in arrays.items()}
         try:
-            outputs = self._session.run(self._outputs, {self._input: images.astype(self._dtype, copy=False)})
+            outputs = self._session.run(self._outputs, feed)
         except Exception as error:
+            shapes = ", ".join(str(array.shape) for array in arrays.values())
             raise ArtifactError(
-                f"{self._source}: ONNX Runtime cannot run it on {images.shape}: {str(error).splitlines()[0]}"
+                f"{self._source}: ONNX Runtime cannot run it on {shapes}: {str(error).splitlines()[0]}"
             ) from error
         return {n: y.astype(np.float32, copy=False) for n, y in zip(self._outputs, outputs, strict=True)}
 
@@ -129,16 +132,30 @@ class SessionBackend:
         self.name = name
         self._session = session
 
-    def run(self, images: Array) -> dict[str, Array]:
+    def run(self, images: Array | Samples) -> dict[str, Array]:
         """Compute the outputs in the session's own types; see :class:`Backend`."""
-        tensor = self._session.inputs[0]
-        if tensor.dtype == "bfloat16":
-            import ml_dtypes
-
-            outputs = self._session.run({tensor.name: images.astype(ml_dtypes.bfloat16).view(np.uint16)})
-        else:
-            outputs = self._session.run({tensor.name: np.ascontiguousarray(images.astype(tensor.dtype, copy=False))})
+        types = {tensor.name: tensor.dtype for tensor in self._session.inputs}
+        arrays = images.arrays if isinstance(images, Samples) else {next(iter(types)): images}
+        outputs = self._session.run({name: _in_type(array, types[name]) for name, array in arrays.items()})
         return {t.name: _as_float(outputs[t.name], t.dtype) for t in self._session.outputs}
+
+
+_NUMPY_TYPES: dict[str, Any] = {
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(double)": np.float64,
+}
+
+
+def _in_type(array: Any, dtype: str) -> Any:
+    """Return an array as a session takes it; bfloat16 as its bits, which numpy has no type for."""
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return array.astype(ml_dtypes.bfloat16).view(np.uint16)
+    return np.ascontiguousarray(array.astype(dtype, copy=False))
 
 
 def _as_float(array: Any, dtype: str) -> Array:

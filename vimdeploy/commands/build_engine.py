@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from vimdeploy import __version__
 from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
-from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
 from vimdeploy.artifacts.recipe import BatchProfile, ParityContract
 from vimdeploy.backends.base import OnnxBackend, SessionBackend, joined, read_onnx
 from vimdeploy.commands.convert import ConvertRequest, convert_in_memory, owing
+from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
 from vimdeploy.graph.precision import PRECISIONS
 from vimdeploy.parity.metrics import compare
@@ -98,7 +98,9 @@ def build_engine(
     library = _load_plugin(owner, request.options, device, model, say)
     model, precision, kept, blocks = _in_precision(model, manifest, request, str(model_path), say, bar)
     manifest = owing(manifest, precision, request.max_error) if manifest else None
-    profiles = engine_build.make_profiles(model, request.options, _recipe_batch(manifest))
+    profiles = _module_profiles(model, manifest, request.options) or engine_build.make_profiles(
+        model, request.options, _recipe_batch(manifest)
+    )
     say("Parsing and proving the network")
     parsed = engine_build.parse(model, owner, str(model_path), precision, kept_blocks=blocks)
     cache_file = _cache_file(request, owner, device)
@@ -145,7 +147,7 @@ def build_engine(
     )
     if runs_here and request.verify and not request.options.strip_weights:
         say("Comparing the engine with float32 in ONNX Runtime")
-        sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, read_onnx(model_path), request)})
+        sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, model_path, request)})
     # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
     write_all({manifest_path(output): sidecar.to_bytes(), output: plan.content})
     return BuiltEngine(output, sidecar, tuple(parsed.layers), report, plan.seconds, tuple(notes))
@@ -175,6 +177,14 @@ def _manifest(model_path: Path, notes: list[str]) -> Manifest | None:
             hint="Export the model again, or delete the manifest to build without it.",
         )
     return manifest
+
+
+def _module_profiles(model: onnx.ModelProto, manifest: Manifest | None, options: BuildOptions) -> tuple[Profile, ...]:
+    """Return the profile that a module's manifest suggests where more than its batch is free."""
+    if manifest is None or manifest.module is None or options.profiles or any(options.batch):
+        return ()
+    free = any(None in shape[1:] for shape in engine_build.input_shapes(model).values())
+    return (manifest.module.profile,) if free and manifest.module.profile else ()
 
 
 def _recipe_batch(manifest: Manifest | None) -> tuple[int, int, int]:
@@ -296,23 +306,21 @@ def _inspect(owner: trt.TensorRt, plan: bytes, options: BuildOptions, notes: lis
     return report
 
 
-def _parity(
-    plan: bytes, sidecar: EngineManifest, model: onnx.ModelProto, request: BuildRequest
-) -> dict[str, Any] | None:
+def _parity(plan: bytes, sidecar: EngineManifest, model_path: Path, request: BuildRequest) -> dict[str, Any] | None:
     """Run the engine and hold it to the recipe's contract, before it is written where anybody would find it.
 
     Raises:
         VerificationError: the engine does not compute what the float32 model computes.
 
     """
-    manifest = sidecar.source
+    manifest, model = sidecar.source, read_onnx(model_path)
     if manifest is None or _held_precision(model):
         return None
     with tempfile.TemporaryDirectory(prefix="vimdeploy-") as folder:
         path = Path(folder) / "check.engine"
         write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
         batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
-        images = sample_images(manifest.preprocessing, request.images, min(batch, 8))
+        images = sample_inputs(manifest, model_path, request.images, min(batch, 8))[: max(1, min(batch, 8))]
         with Session(path, graphs=0, plugin=request.options.plugin) as session:
             candidate = joined(SessionBackend(session).run(images))
         reference = joined(OnnxBackend(model).run(images))

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
-from vimdeploy.artifacts.images import sample_images
+from vimdeploy.artifacts.golden import golden_path
 from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
 from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import read_onnx
+from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model
@@ -79,7 +80,10 @@ def convert(path: Path, output: Path, request: ConvertRequest, say: Say, progres
     converted = convert_in_memory(model, manifest, request, str(path), say, progress)
     content = converted.model.SerializeToString(deterministic=True)
     sidecar = converted_manifest(manifest, converted, content)
-    write_all({manifest_path(output): sidecar.to_bytes(), output: content})
+    beside = {manifest_path(output): sidecar.to_bytes()}
+    if manifest.module is not None:
+        beside[golden_path(output)] = golden_path(path).read_bytes()
+    write_all({**beside, output: content})
     return converted
 
 
@@ -124,7 +128,7 @@ def _measured(
     stage: Stage,
 ) -> Converted:
     """Convert with what sample images show: values that do not fit, and blocks that cost too much."""
-    images = sample_images(manifest.preprocessing, request.images, request.samples)
+    images = sample_inputs(manifest, Path(source), request.images, request.samples)
     stage("Measuring activations on sample images")
     ranges = measure(model, images)
     stage(f"Converting to {precision.name}")

@@ -6,10 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, read_manifest
 from vimdeploy.backends.base import read_onnx
 from vimdeploy.commands.pipeline import VerifyRequest, find_checkpoint, request_of
+from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import UsageError, VerificationError
 from vimdeploy.graph.check import check_model
 from vimdeploy.parity.ladder import LadderReport, climb
@@ -49,7 +49,7 @@ def verify_ladder(
         )
     check_model(model, str(path), allow_reversal=True)
     torch_model, missing = _torch_model(path, manifest, request, stage)
-    images = sample_images(manifest.preprocessing, request.images, request.samples)
+    images = sample_inputs(manifest, path, request.images, request.samples)
     stage(f"Converting to {precision}")
     subject = Subject(model, manifest, torch_model, missing, precision, engines=engines)
     rungs = make_rungs(subject, images, stage)

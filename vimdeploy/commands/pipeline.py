@@ -157,7 +157,7 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
     if request.atol is not None or request.rtol is not None:
         parity = ParityContract(atol=request.atol or 0.0, rtol=request.rtol or 0.0)
     batches = request.batches or _default_batches(onnx_model)
-    images = sample_images(manifest.preprocessing, request.images, request.samples)
+    images = sample_images(manifest.image_input(), request.images, request.samples)
     # ONNX Runtime's CPU drops roundings between half-precision nodes that a GPU makes.
     runnable = path if precision == "fp32" else emulate(onnx_model)
     report = verify_onnx(

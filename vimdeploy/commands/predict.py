@@ -59,7 +59,7 @@ def predict(model: Path, images: Sequence[Path], top: int = 5) -> list[Predictio
         raise UsageError(
             f"{model}: gives {manifest.outputs[0].name}, not logits.", hint="Export it with --task classify."
         )
-    tensors = [load_images([path], manifest.preprocessing) for path in images]
+    tensors = [load_images([path], manifest.image_input()) for path in images]
     labels = manifest.classes.labels() or tuple(map(str, range(manifest.classes.count)))
     with load(model) as session:
         backend = SessionBackend(session)

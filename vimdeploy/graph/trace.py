@@ -156,8 +156,7 @@ def trace(
             )
     except Exception as error:
         raise _explained(error, baked) from error
-    _refuse_states(program)
-    kernels = sum("selective_scan_delta" in str(node.target) for node in program.graph.nodes)
+    kernels = _count_scans(program)
     try:
         with quiet_exporter(), torch.no_grad():
             exported = torch.onnx.export(
@@ -213,15 +212,24 @@ def _name_dimensions(model: onnx.ModelProto, axes: Sequence[Axes]) -> None:
     del model.graph.value_info[:]
 
 
-def _refuse_states(program: torch.export.ExportedProgram) -> None:
-    program.graph_module.graph.eliminate_dead_code()  # callers receive states, and mostly drop them
-    for node in program.graph.nodes:
-        if LAST_STATE in str(node.target) and node.users:
+def _count_scans(program: torch.export.ExportedProgram) -> int:
+    """Return how many scans reach the outputs. Callers receive states as well, and mostly drop them."""
+    used: set[torch.fx.Node] = set()
+    todo = [node for node in program.graph.nodes if node.op == "output"]
+    while todo:
+        node = todo.pop()
+        if node not in used:
+            used.add(node)
+            todo += node.all_input_nodes
+    program.graph_module.graph.eliminate_dead_code()
+    for node in used:
+        if LAST_STATE in str(node.target):
             raise ModelError(
                 "The last state of a scan (return_last_state, final states) is used by the model, and an exported file "
                 "carries no states.",
                 hint="Call the scan without return_last_state for inference over whole sequences.",
             )
+    return sum("selective_scan_delta" in str(node.target) for node in used)
 
 
 def _explained(error: Exception, baked: Sequence[Baked]) -> ModelError:

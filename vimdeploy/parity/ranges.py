@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from vimdeploy.artifacts.golden import Samples
 from vimdeploy.backends.base import OnnxBackend
 from vimdeploy.graph.precision import POLICY
 
@@ -22,14 +23,14 @@ def watched(model: onnx.ModelProto) -> list[str]:
     return list(names)
 
 
-def measure(model: onnx.ModelProto, images: npt.NDArray[np.float32], batch: int = 4) -> Mapping[str, float]:
+def measure(model: onnx.ModelProto, images: npt.NDArray[np.float32] | Samples, batch: int = 4) -> Mapping[str, float]:
     """Return the largest absolute value of every watched tensor over ``images``, in ONNX Runtime.
 
     NaN and infinity count as infinite: no type holds them.
 
     Args:
         model: float32.
-        images: (N, C, H, W); the last batch is filled up with its last image.
+        images: (N, C, H, W), or the named inputs of a module; the last batch is filled up with its last image.
         batch: images at a time; a model of a fixed batch takes its own.
 
     """
@@ -38,11 +39,11 @@ def measure(model: onnx.ModelProto, images: npt.NDArray[np.float32], batch: int 
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     batch = fixed or min(batch, len(images))
     backend = OnnxBackend(model, taps=names)
-    largest: dict[str, float] = {name: float(np.abs(images).max()) for name in names if name in inputs}
+    arrays = images.arrays if isinstance(images, Samples) else {model.graph.input[0].name: images}
+    largest = {name: float(np.abs(arrays[name]).max()) for name in names if name in inputs}
     for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        part = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-        for name, value in backend.run(part).items():
+        rows = np.minimum(np.arange(start, start + batch), len(images) - 1)
+        for name, value in backend.run(images[rows]).items():
             top = float(np.abs(value).max())
             largest[name] = max(largest.get(name, 0.0), top if np.isfinite(top) else float("inf"))
     return largest

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from vimdeploy.artifacts.golden import Samples
 from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import OnnxBackend, joined
 from vimdeploy.graph.emulate import emulate
@@ -22,7 +23,7 @@ from vimdeploy.graph.precision import Policy, Precision, Report, convert_model
 from vimdeploy.parity.ladder import Progress
 from vimdeploy.parity.metrics import Metrics, compare
 
-Images = npt.NDArray[np.float32]
+Images = npt.NDArray[np.float32] | Samples
 Stage = Callable[[str], Progress | None]
 
 HEAD = "head"
@@ -67,7 +68,7 @@ class Task:
 
     Args:
         model: float32, with the names that 'vimdeploy export' gives.
-        images: (N, C, H, W) samples.
+        images: (N, C, H, W) samples, or the named inputs of a module.
         contract: what the converted model owes.
         classes: the output is logits.
         ranges: largest absolute value of tensors, by :func:`vimdeploy.parity.ranges.measure`.
@@ -176,7 +177,7 @@ class _Trials:
         self._unit: int = task.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
         self._batch = self._unit if self._unit > 1 else min(len(task.images), _BATCH)
         count = -(-len(task.images) // self._unit) * self._unit
-        self._images = np.resize(task.images, (count, *task.images.shape[1:]))
+        self._images = task.images[np.arange(count) % len(task.images)]
         self._reference = self._run(task.model, self._images)
 
     def convert(self, precision: Precision, policy: Policy) -> tuple[onnx.ModelProto, Report]:
@@ -189,7 +190,7 @@ class _Trials:
         output = self._run(emulate(converted), self._images[:count])
         return compare(output, self._reference[:count], self._task.contract, classes=self._task.classes)
 
-    def _run(self, model: onnx.ModelProto, images: Images) -> Images:
+    def _run(self, model: onnx.ModelProto, images: Images) -> npt.NDArray[np.float32]:
         backend = OnnxBackend(model)
         parts = [images[i : i + self._batch] for i in range(0, len(images), self._batch)]
         return np.concatenate([joined(backend.run(part)) for part in parts])
