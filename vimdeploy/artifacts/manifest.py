@@ -66,6 +66,8 @@ class ModuleInfo(_Section):
     """How to build it again, ``package.module:function``; None where a module object was exported."""
     kwargs: dict[str, Any]
     """Arguments of the entry."""
+    import_paths: tuple[str, ...] = ()
+    """Folders that the entry is imported from, relative to the file's own."""
     inputs: tuple[TensorInfo, ...]
     golden_sha256: str
     """Of ``NAME.onnx.golden.npz``: inputs, and the outputs that PyTorch gave for them."""

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from vimdeploy import __version__
 from vimdeploy.cli import engine as cli_engine
+from vimdeploy.cli import module
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 
@@ -71,7 +72,11 @@ def _root(
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="Trained weights: .pth, .pt or .safetensors; none with --arch.")
+        Path | None,
+        typer.Argument(
+            help="Trained weights: .pth, .pt or .safetensors; none with --arch. Or package.module:function, which "
+            "builds a module of your own."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="ONNX file to write; default: beside the checkpoint.")
@@ -105,13 +110,41 @@ def export(
         ),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove it equal in ONNX Runtime.")] = True,
+    import_path: module.ImportPaths = None,
+    kwargs: module.Kwargs = None,
+    module_checkpoint: module.Checkpoint = None,
+    key: module.Key = None,
+    inputs: module.Inputs = None,
+    dynamic: module.Dynamic = None,
+    rewrite: module.Rewrites = None,
+    stub: module.Stubs = None,
+    report: module.Report = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Export a checkpoint to a verified ONNX file."""
+    """Export a checkpoint, or a module of your own (package.module:function), to a verified ONNX file."""
     from vimdeploy.backends.base import require
 
     require("torch", "export", "vimdeploy export")
     require("onnxscript", "export", "vimdeploy export")
+    if checkpoint is not None and module.is_entry(str(checkpoint)):
+        module.export(
+            str(checkpoint), output, import_path, kwargs, module_checkpoint, key, inputs, dynamic, rewrite, stub,
+            report, opset, verify, as_json,
+        )  # fmt: skip
+        return
+    module.refuse_without_entry(
+        {
+            "--import-path": import_path,
+            "--kwargs": kwargs,
+            "--checkpoint": module_checkpoint,
+            "--key": key,
+            "--input": inputs,
+            "--dynamic": dynamic,
+            "--rewrite": rewrite,
+            "--stub": stub,
+            "--report": report,
+        }
+    )
     from vimdeploy.commands import pipeline
     from vimdeploy.models.load import ModelRequest
 
@@ -156,6 +189,9 @@ def verify(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be repeated.")] = None,
     atol: Annotated[float | None, typer.Option(min=0, help="With --rtol: replaces the recipe's contract.")] = None,
     rtol: Annotated[float | None, typer.Option(min=0, help="|a - b| <= atol + rtol * |b|.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="For a module of your own: also run the code that built it, and compare.")
+    ] = False,
     ladder: Annotated[
         bool, typer.Option("--ladder", help="Every form this machine can run: torch, ONNX, engines, both precisions.")
     ] = False,
@@ -173,7 +209,7 @@ def verify(
     from vimdeploy.artifacts.files import write_all
     from vimdeploy.commands import pipeline
 
-    request = pipeline.VerifyRequest(checkpoint, images, samples, tuple(dict.fromkeys(batch or ())), atol, rtol)
+    request = pipeline.VerifyRequest(checkpoint, images, samples, tuple(dict.fromkeys(batch or ())), atol, rtol, trust)
     with progress("Verifying") as update:
         verified = pipeline.verify(model, request, _stages(update))
     for note in verified.notes:

@@ -68,6 +68,7 @@ class _Request:
     classes: Sequence[str] | None
     entry: str | None
     entry_kwargs: Mapping[str, Any]
+    import_paths: Sequence[Path]
 
 
 def export_module(
@@ -88,6 +89,7 @@ def export_module(
     stubs: Sequence[str] = (),
     entry: str | None = None,
     entry_kwargs: Mapping[str, Any] | None = None,
+    import_paths: Sequence[Path] = (),
     reporter: Reporter | None = None,
 ) -> ExportedModule:
     """Export a module to an ONNX file that is proven equal, with its manifest and golden inputs and outputs beside it.
@@ -113,6 +115,7 @@ def export_module(
         stubs: further packages to stub where they are absent.
         entry: how to build the module again, ``package.module:function``, for the manifest.
         entry_kwargs: arguments of the entry.
+        import_paths: folders that the entry is imported from.
         reporter: told what begins.
 
     Raises:
@@ -129,7 +132,16 @@ def export_module(
     args = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     spec = InputSpec(**preprocessing) if isinstance(preprocessing, Mapping) else preprocessing
     request = _Request(
-        dynamic, dict(names or {}), opset, verify, rewrites, spec, classes, entry, dict(entry_kwargs or {})
+        dynamic,
+        dict(names or {}),
+        opset,
+        verify,
+        rewrites,
+        spec,
+        classes,
+        entry,
+        dict(entry_kwargs or {}),
+        import_paths,
     )
     loaded = load_weights(module, Path(checkpoint), key) if checkpoint else None
     with substitute_mamba_ssm(stubs=stubs) as substitution, proof.in_eval_mode(module):
@@ -188,6 +200,7 @@ def _export(
     info = ModuleInfo(
         entry=request.entry,
         kwargs=dict(request.entry_kwargs),
+        import_paths=tuple(os.path.relpath(folder, target.parent) for folder in request.import_paths),
         inputs=tuple(tensor_info(value) for value in traced.model.graph.input),
         golden_sha256=sha256_bytes(golden),
         blocks=tuple(taps.values()),

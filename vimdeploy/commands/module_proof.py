@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from vimdeploy.graph.symbolic import Baked, users_line
 from vimdeploy.graph.trace import Axes, FlatModule, Signature, Tap, Traced
 from vimdeploy.interop import calls
 from vimdeploy.parity.compare import BatchResult, Report
-from vimdeploy.parity.metrics import compare, relative_rms
+from vimdeploy.parity.metrics import as_rows, compare, relative_rms
 
 _SCANS = tuple(name for name in contract.OPS if name.startswith("SelectiveScan"))
 
@@ -230,7 +229,7 @@ def prove(
                 hint="A size is baked in: write sizes with // on x.shape, or export it fixed.",
             ) from error
         for name, reference in case.outputs.items():
-            metrics = compare(_rows(outputs[name]), _rows(reference), parity, classes=False)
+            metrics = compare(as_rows(outputs[name]), as_rows(reference), parity, classes=False)
             if not metrics.passed and index and traced.baked:
                 raise VerificationError(f"{fixed}: {'; '.join(metrics.violations)}.")
             results.append(BatchResult(len(case.inputs), name, metrics))
@@ -275,15 +274,9 @@ def first_departure(
     expected = run(tapped, tensors)[len(case.outputs) :]
     found = OnnxBackend(model, taps=list(taps)).run(case.inputs)
     for (name, path), value in zip(taps.items(), expected, strict=True):
-        if name in found and not relative_rms(_rows(found[name]), _rows(value.numpy())) <= 1e-4:
+        if name in found and not relative_rms(as_rows(found[name]), as_rows(value.numpy())) <= 1e-4:
             return f"in the block {path}"
     return "after the last block" if taps else "at a place that is not known: no block calls a scan"
-
-
-def _rows(array: Any) -> Any:
-    """Return an output as (samples, ...) of floats, as comparisons want it."""
-    array = np.asarray(array)
-    return array.reshape(1, -1).astype(np.float32) if array.ndim < 2 else array.astype(np.float32)
 
 
 @contextmanager

@@ -120,6 +120,8 @@ class VerifyRequest:
     batches: tuple[int, ...] = ()
     atol: float | None = None
     rtol: float | None = None
+    trust: bool = False
+    """Also run the code that built an exported module, by the entry point in its manifest."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
     notes = []
     if is_stale(manifest, path):
         notes.append(f"{path.name} is not the file its manifest describes: it was changed after the export")
+    if manifest.module is not None:
+        return _verify_module(path, onnx_model, manifest, request, stage, notes)
     checkpoint = find_checkpoint(path, manifest, request)
     stage(f"Reading {checkpoint.name}" if checkpoint else "Making random weights")
     loaded = load_model(checkpoint, request_of(manifest))
@@ -170,6 +174,27 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
         if report.passed:
             raise VerificationError(error.message, hint=error.hint) from error
         notes.append(error.message)
+    return Verified(report, tuple(notes))
+
+
+def _verify_module(
+    path: Path, model: onnx.ModelProto, manifest: Manifest, request: VerifyRequest, stage: Stage, notes: list[str]
+) -> Verified:
+    """Compare a module's file with its golden outputs, and on request with the module itself."""
+    from vimdeploy.commands.verify_module import reproduce, verify_golden
+    from vimdeploy.graph.check import check_model
+    from vimdeploy.graph.emulate import emulate
+
+    check_model(model, str(path), allow_reversal=True)
+    precision = (manifest.conversion or {}).get("precision", "fp32")
+    parity: ParityContract = getattr(manifest.contract, precision)
+    if request.atol is not None or request.rtol is not None:
+        parity = ParityContract(atol=request.atol or 0.0, rtol=request.rtol or 0.0)
+    stage("Comparing with the golden outputs in ONNX Runtime")
+    report = verify_golden(path if precision == "fp32" else emulate(model), path, manifest, parity)
+    if request.trust:
+        stage("Building the module again")
+        notes.append(reproduce(path, manifest, request.checkpoint))
     return Verified(report, tuple(notes))
 
 
