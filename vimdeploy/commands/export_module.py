@@ -251,11 +251,7 @@ def _output_names(
         return tuple(given)
     if _is_classifier(tensors, outputs):
         return ("logits",)
-    tree = torch.utils._pytree.tree_unflatten(list(range(flat.output_spec.num_leaves)), flat.output_spec)
-    names, _ = name_leaves(tree, "output")
-    if len(names) == len(outputs):
-        return tuple(names)
-    return tuple(f"output_{i}" for i in range(len(outputs)))
+    return tuple(flat.output_names)
 
 
 def _is_classifier(tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:

@@ -76,7 +76,8 @@ class FlatModule(nn.Module):
         leaves, self._spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
         self._positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         self._constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.output_spec: Any = None
+        self.output_names: list[str] = []
+        """Of the output tensors, after the keys and positions they were found under; known after a run."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the output tensors, then those of the taps."""
@@ -91,8 +92,10 @@ class FlatModule(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        flat, self.output_spec = pytree.tree_flatten(_plain(result))
-        tensors_out = [leaf for leaf in flat if isinstance(leaf, Tensor)]
+        names, leaves = name_leaves(result, "output")
+        found = [(name, leaf) for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)]
+        self.output_names = [name for name, _ in found]
+        tensors_out = [leaf for _, leaf in found]
         return (*tensors_out, *(seen[tap.path][tap.call] for tap in self._taps))
 
     def _hook(self, path: str, seen: dict[str, list[Tensor]]) -> Any:
@@ -245,7 +248,7 @@ def _explained(error: Exception, baked: Sequence[Baked]) -> ModelError:
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if "Constraints violated" in text or "ConstraintViolation" in type(error).__name__:
         reasons = [line.strip(" -") for line in text.splitlines() if line.strip().startswith("-")]
-        lines = "; ".join(b.in_words() for b in baked[:3])
+        lines = "; ".join(b.in_words() for b in sorted(baked, key=lambda b: b.value is None)[:3])
         return ModelError(
             f"A size that was asked to be dynamic is fixed by the model: {' '.join(reasons)[:400] or first}"
             + (f" ({lines})" if lines else ""),

@@ -11,7 +11,7 @@ from typing import Any
 
 from vimdeploy.interop import table
 from vimdeploy.interop.devices import cuda_is_cpu
-from vimdeploy.interop.finder import Finder, below
+from vimdeploy.interop.finder import EVER_SERVED, Finder, Kind, below
 from vimdeploy.interop.stubs import StubType
 
 
@@ -24,12 +24,16 @@ class Substitution:
     @property
     def substituted(self) -> tuple[str, ...]:
         """Modules that compute the same as the original."""
-        return tuple(name for name, kind in self.finder.served.items() if kind == "substitute")
+        return tuple(name for name, kind in self._served().items() if kind == "substitute")
 
     @property
     def stubbed(self) -> tuple[str, ...]:
         """Absent packages whose functions raise when they are called; ``triton`` as far as its kernels are launched."""
-        return tuple(name for name, kind in self.finder.served.items() if kind != "substitute")
+        return tuple(name for name, kind in self._served().items() if kind != "substitute")
+
+    def _served(self) -> dict[str, Kind]:
+        """Return what this context served, or where it served nothing, what models built before it may hold."""
+        return self.finder.served or EVER_SERVED
 
     def in_words(self) -> str:
         """Return one line for people."""
