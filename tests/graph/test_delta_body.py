@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from vimdeploy.graph import contract
+from vimdeploy import contract
 from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import BF16, FP16, convert_model
 from vimdeploy.graph.schema import register_schemas
-from vimdeploy.ops.selective_scan_delta import selective_scan_delta
+from vimdeploy.ops.scan_delta import selective_scan_delta
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "z")
 register_schemas()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vimdeploy.ops import recurrence
-from vimdeploy.ops.selective_scan import selective_scan, selective_scan_differentiable, selective_scan_reference
+from vimdeploy.ops.scan import selective_scan, selective_scan_differentiable, selective_scan_reference
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vimdeploy.ops import recurrence
-from vimdeploy.ops.selective_scan_delta import (
+from vimdeploy.ops.scan_delta import (
     selective_scan_delta,
     selective_scan_delta_differentiable,
     selective_scan_delta_reference,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from native import run
 
-from vimdeploy.graph import contract
-from vimdeploy.graph.contract import AttributeKind
-from vimdeploy.native import SOURCE_FOLDERS, plugin_sources
+from vimdeploy import contract
+from vimdeploy.contract import AttributeKind
+from vimdeploy.native.locate import SOURCE_FOLDERS, plugin_sources
 
 FIELD_TYPES = {
     AttributeKind.INT: (5, 1),  # PluginFieldType::kINT32, one value

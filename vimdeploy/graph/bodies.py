@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
+from vimdeploy import contract
 from vimdeploy.errors import ArtifactError
-from vimdeploy.graph import contract
+from vimdeploy.graph.body_text import Body, ConvBody, ScanBody, make_function
 from vimdeploy.graph.delta_body import DeltaBody
-from vimdeploy.graph.functions import Body, ConvBody, ScanBody, make_function
 
 
 def custom_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:

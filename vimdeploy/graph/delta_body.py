@@ -1,4 +1,4 @@
-"""The portable body of ``SelectiveScanDelta`` and ``SelectiveScanDeltaNoGate``; see :mod:`vimdeploy.graph.functions`.
+"""The portable body of ``SelectiveScanDelta`` and ``SelectiveScanDeltaNoGate``; see :mod:`vimdeploy.graph.body_text`.
 
 Its Scan walks axis 0 and takes nothing from outside: A passes through it as a state. OpenVINO and onnx's reference
 evaluator run no other form. Constants are tensors: older runtimes infer no shapes from ``value_ints``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vimdeploy.graph import contract
+from vimdeploy import contract
 
 _INT_MIN = -(1 << 63)
 

@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from vimdeploy import contract
 from vimdeploy.errors import UsageError
-from vimdeploy.graph import bodies, contract
+from vimdeploy.graph import bodies
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Runs files and plans: numbers in, numbers out. No torch."""
+"""Run plans and ONNX files: sessions, slots, arrays on host and device. Never imports torch."""
