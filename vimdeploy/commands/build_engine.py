@@ -317,7 +317,7 @@ def _parity(
         write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
         batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
         images = sample_images(manifest.preprocessing, request.images, min(batch, 8))
-        with PlanSession(path, graphs=0, plugin=request.options.plugin) as session:
+        with PlanSession(path, graphs=0, plugin=request.options.plugin, allow_host_code=True) as session:
             candidate = joined(run_batched(SessionBackend(session), images))
         reference = joined(run_batched(OnnxBackend(model), images))
     contract: ParityContract = getattr(manifest.contract, sidecar.precision)

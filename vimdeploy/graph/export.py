@@ -18,6 +18,7 @@ from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.schema import register_schemas
 from vimdeploy.models.family import FamilyModel, fold
 from vimdeploy.models.tapped import TappedModel
+from vimdeploy.ops.arguments import Scan, ScanDelta
 
 INPUT = "images"
 
@@ -77,46 +78,27 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def conv(x: Any, weight: Any, bias: Any, directions: Sequence[int], activation: str) -> Any:
         return ops.CausalConv1d(x, weight, bias, directions=list(directions), activation=activation, **plugin)
 
-    def scan(
-        u: Any,
-        x_dbl: Any,
-        A: Any,
-        D: Any,
-        dt_weight: Any,
-        dt_bias: Any,
-        z: Any,
-        directions: Sequence[int],
-        column_major: Sequence[int],
-        height: int,
-        scale: float,
-    ) -> Any:
+    def scan(*arguments: Any) -> Any:
+        s = Scan(*arguments)
         attributes = {
-            "directions": list(directions),
-            "column_major": list(column_major),
-            "height": height,
-            "scale": scale,
+            "directions": list(s.directions),
+            "column_major": list(s.column_major),
+            "height": s.height,
+            "scale": s.scale,
             **plugin,
         }
-        if z is None:
-            return ops.SelectiveScanNoGate(u, x_dbl, A, D, dt_weight, dt_bias, **attributes)
-        return ops.SelectiveScan(u, x_dbl, A, D, dt_weight, dt_bias, z, **attributes)
+        tensors = s[: Scan._fields.index("z")]
+        if s.z is None:
+            return ops.SelectiveScanNoGate(*tensors, **attributes)
+        return ops.SelectiveScan(*tensors, s.z, **attributes)
 
-    def scan_delta(
-        u: Any,
-        delta: Any,
-        A: Any,
-        B: Any,
-        C: Any,
-        D: Any,
-        delta_bias: Any,
-        z: Any,
-        delta_softplus: bool,
-        reverse: bool,
-    ) -> Any:
-        attributes = {"delta_softplus": int(delta_softplus), "reverse": int(reverse), **plugin}
-        if z is None:
-            return ops.SelectiveScanDeltaNoGate(u, delta, A, B, C, D, delta_bias, **attributes)
-        return ops.SelectiveScanDelta(u, delta, A, B, C, D, delta_bias, z, **attributes)
+    def scan_delta(*arguments: Any) -> Any:
+        s = ScanDelta(*arguments)
+        attributes = {"delta_softplus": int(s.delta_softplus), "reverse": int(s.reverse), **plugin}
+        tensors = s[: ScanDelta._fields.index("z")]
+        if s.z is None:
+            return ops.SelectiveScanDeltaNoGate(*tensors, **attributes)
+        return ops.SelectiveScanDelta(*tensors, s.z, **attributes)
 
     return {
         torch.ops.vimdeploy.selective_scan_delta.default: scan_delta,
