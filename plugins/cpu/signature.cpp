@@ -1,6 +1,7 @@
 #include "cpu/signature.h"
 
 #include <cstring>
+#include <initializer_list>
 
 namespace vimdeploy::cpu
 {
