@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from vimdeploy.errors import MissingDependencyError
-from vimdeploy.native.locate import cache_folder, package_libraries
+from vimdeploy.native.locate import cache_folder
 
 OPS = "libvimdeploy_ops.so"
 VARIABLE = "VIMDEPLOY_OPS_LIBRARY"
@@ -37,6 +37,12 @@ _UNITS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {"cpu/isa_avx512.cpp": ("-mavx512f", "-mavx2", "-mfma"), "cpu/isa_avx2.cpp": ("-mavx2", "-mfma")},
     "aarch64": {"cpu/isa_neon.cpp": ()},
 }
+
+
+def carried_library() -> Path | None:
+    """Return the library that the installed package carries; None where it was built without a compiler."""
+    path = Path(__file__).resolve().parents[1] / "_lib" / OPS
+    return path if path.is_file() else None
 
 
 def ops_sources() -> Path | None:
@@ -138,7 +144,7 @@ def why_missing() -> tuple[str, str]:
     """Return (what keeps the library from being here, how to mend it), without building it; empty where it is here."""
     if os.environ.get(VARIABLE) == "":
         return f"{VARIABLE} is empty, which turns them off", f"Unset {VARIABLE}."
-    if package_libraries(OPS):
+    if carried_library():
         return "", ""
     sources = ops_sources()
     if sources is None:
@@ -149,8 +155,8 @@ def why_missing() -> tuple[str, str]:
 
 
 def _find_or_build() -> tuple[Path | None, str, str]:
-    if carried := package_libraries(OPS):
-        return carried[0], "", ""
+    if carried := carried_library():
+        return carried, "", ""
     problem, hint = why_missing()
     sources = ops_sources()
     if problem or sources is None:
