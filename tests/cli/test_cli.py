@@ -480,9 +480,9 @@ def incomplete_manifest(folder):
 @pytest.mark.parametrize(
     ("damage", "file", "words"),
     [
-        (corrupt_onnx, "cls_tiny.onnx", "ONNX"),
-        (truncated_onnx, "cls_tiny.onnx", "ONNX"),
-        (empty_onnx, "cls_tiny.onnx", "ONNX"),
+        (corrupt_onnx, "cls_tiny.onnx", {"verify": "ONNX", "predict": "its manifest describes"}),
+        (truncated_onnx, "cls_tiny.onnx", {"verify": "ONNX", "predict": "its manifest describes"}),
+        (empty_onnx, "cls_tiny.onnx", {"verify": "ONNX", "predict": "its manifest describes"}),
         (no_onnx, "cls_tiny.onnx", "no such file"),
         (no_manifest, "cls_tiny.onnx.json", "missing"),
         (newer_manifest, "cls_tiny.onnx.json", "Upgrade vimdeploy"),
@@ -496,7 +496,8 @@ def incomplete_manifest(folder):
 def test_a_damaged_export_is_refused_by_name(copy, damage, file, words, command):
     damage(copy)
     arguments = [copy / "photo.png"] if command == "predict" else []
-    refuse(command, copy / "cls_tiny.onnx", *arguments, words=[copy / file, words], folder=copy)
+    said = words[command] if isinstance(words, dict) else words
+    refuse(command, copy / "cls_tiny.onnx", *arguments, words=[copy / file, said], folder=copy)
 
 
 @pytest.mark.parametrize(

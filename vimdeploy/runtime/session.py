@@ -14,7 +14,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from vimdeploy.artifacts.manifest import PLAN_SUFFIXES
+from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, refuse_modified_file
 from vimdeploy.artifacts.tensors import Profile, Tensor
 from vimdeploy.errors import ArtifactError, UsageError
 from vimdeploy.runtime.arrays import View, validate, view
@@ -125,15 +125,22 @@ class Session:
         self.close()
 
 
-def load(path: str | Path, **options: Any) -> Session:
+def load(path: str | Path, *, allow_modified: bool = False, allow_host_code: bool = False, **options: Any) -> Session:
     """Open a plan or an ONNX file for running: by its content.
+
+    Args:
+        path: plan or ONNX file, its manifest beside it.
+        allow_modified: take a file that its manifest does not describe.
+        allow_host_code: let a version-compatible plan, or one with a plugin library in it, run the code it brings. An
+            ONNX file brings none.
+        options: the other arguments of the session.
 
     Returns:
         A :class:`vimdeploy.runtime.plan_session.PlanSession` or a
         :class:`vimdeploy.runtime.onnx_session.OnnxSession`.
 
     Raises:
-        ArtifactError: the file is missing, or neither.
+        ArtifactError: the file is missing, neither, or not the one that its manifest describes.
 
     """
     path = Path(path)
@@ -145,10 +152,11 @@ def load(path: str | Path, **options: Any) -> Session:
     if start[:4] in _PLAN_MAGIC or path.suffix in PLAN_SUFFIXES:
         from vimdeploy.runtime.plan_session import PlanSession
 
-        return PlanSession(path, **options)
+        return PlanSession(path, allow_modified=allow_modified, allow_host_code=allow_host_code, **options)
     if start[:1] == b"\x08" or path.suffix == ".onnx":
         from vimdeploy.runtime.onnx_session import OnnxSession
 
+        refuse_modified_file(path, allow_modified=allow_modified)
         return OnnxSession(path, **options)
     raise ArtifactError(f"{path}: is neither a TensorRT plan nor an ONNX model", hint="See 'vimdeploy inspect'.")
 
