@@ -17,6 +17,7 @@ from vimdeploy import load
 from vimdeploy.backends import SessionBackend
 from vimdeploy.engine.sidecar import read_engine_manifest
 from vimdeploy.errors import ArtifactError, ImageError, UsageError, VimdeployError
+from vimdeploy.files import sha256_file
 from vimdeploy.images import load_image
 from vimdeploy.manifest import PLAN_SUFFIXES, Manifest, read_manifest
 from vimdeploy.predicting.items import Item
@@ -56,6 +57,16 @@ class Predictor:
     def classifies(self) -> bool:
         """Whether the model gives logits."""
         return self.manifest.model.task == "classify"
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each output for one image, by name."""
+        return {t.name: tuple(t.shape[1:]) for t in self._session.outputs}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file: what rows depend on."""
+        return sha256_file(self.path)
 
     def close(self) -> None:
         """Give the session back."""

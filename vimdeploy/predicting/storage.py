@@ -33,6 +33,9 @@ class Storage(Protocol):
     def names(self, folder: str) -> list[str]:
         """Return the names of the files directly in a folder, sorted; none where the folder is missing."""
 
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders directly in a folder, sorted."""
+
     def read(self, path: str) -> bytes:
         """Return a whole file."""
 
@@ -110,6 +113,10 @@ class _Local:
                 return []
             raise
 
+    def folders(self, folder: str) -> list[str]:
+        with explained(folder, "read"), os.scandir(folder) as listing:
+            return sorted(entry.name for entry in listing if entry.is_dir())
+
     def read(self, path: str) -> bytes:
         with explained(path, "read"), open(path, "rb") as file:
             return file.read()
@@ -155,17 +162,21 @@ class _Remote:
 
     def files(self, folder: str) -> Iterator[str]:
         for info in self._listed(folder, recursive=True):
-            yield self._uri(info.path)
+            if info.is_file:
+                yield self._uri(info.path)
 
     def names(self, folder: str) -> list[str]:
-        return [info.base_name for info in self._listed(folder, recursive=False)]
+        return [info.base_name for info in self._listed(folder, recursive=False) if info.is_file]
+
+    def folders(self, folder: str) -> list[str]:
+        return [info.base_name for info in self._listed(folder, recursive=False) if not info.is_file]
 
     def _listed(self, folder: str, *, recursive: bool) -> list[Any]:
         from pyarrow.fs import FileSelector
 
         selector = FileSelector(self._inside(folder).rstrip("/"), allow_not_found=True, recursive=recursive)
         with explained(folder, "read"):
-            return sorted((i for i in self._fs.get_file_info(selector) if i.is_file), key=lambda info: str(info.path))
+            return sorted(self._fs.get_file_info(selector), key=lambda info: str(info.path))
 
     def read(self, path: str) -> bytes:
         with explained(path, "read"), self._fs.open_input_file(self._inside(path)) as file:
