@@ -109,5 +109,3 @@ class Run:
 
     def _note_repeated(self, _key: str) -> None:
         self.repeated += 1
-
-
