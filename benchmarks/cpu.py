@@ -119,9 +119,10 @@ def prepare(
 
     import torch
 
-    from vimdeploy.models import mamba, ss2d
     from vimdeploy.models.folding import fold
     from vimdeploy.models.load import ModelRequest, load_model
+    from vimdeploy.models.vim.model import mamba
+    from vimdeploy.models.vmamba.model import ss2d
     from vimdeploy.ops import causal_conv1d_reference, selective_scan_reference
 
     torch.set_num_threads(threads)
@@ -140,8 +141,8 @@ def prepare(
 
 
 def vim_tiny(size: int) -> Any:
-    from vimdeploy.models.vim import VisionMamba
-    from vimdeploy.models.vim_config import VimConfig
+    from vimdeploy.models.vim.config import VimConfig
+    from vimdeploy.models.vim.model import VisionMamba
 
     return VisionMamba(VimConfig(img_size=(size, size), final_pool_type="mean"))
 
@@ -192,13 +193,23 @@ def run_all(folder: Path, turns: int, *, quick: bool) -> Iterator[dict[str, Any]
 
 def family(folder: Path, turns: int) -> Iterator[list[dict[str, Any]]]:
     """Measure the other models, and Vim-Ti beside them, at their own sizes; yield the rows so far after each model."""
-    from vimdeploy.models.recipe import recipes
+    from vimdeploy.artifacts.recipe import recipes
 
     rows: list[dict[str, Any]] = []
     for recipe in FAMILY:
         size = recipes()[recipe].input.size[0]
         file = folder / f"{recipe}.onnx"
-        command = [sys.executable, "-m", "vimdeploy.cli", "export", "--arch", recipe, "--no-verify", "-o", str(file)]
+        command = [
+            sys.executable,
+            "-m",
+            "vimdeploy.cli.app",
+            "export",
+            "--arch",
+            recipe,
+            "--no-verify",
+            "-o",
+            str(file),
+        ]
         subprocess.run(command, check=True, capture_output=True)
         # A plain loop is for the scan: DeiT has none.
         backends = [backend for backend in BACKENDS if backend != "loop" or not recipe.startswith("deit")]
@@ -237,7 +248,7 @@ def export(checkpoint: Path, folder: Path, size: int) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "vimdeploy.cli",
+        "vimdeploy.cli.app",
         "export",
         str(checkpoint),
         "-o",

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 import vimdeploy
-from vimdeploy.engine.boundary import Tensor
-from vimdeploy.engine.cuda import CudaDevice, Device
-from vimdeploy.engine.device_session import DeviceSession
-from vimdeploy.engine.session import OnnxSession, Session
 from vimdeploy.errors import MissingDependencyError, VimdeployError
+from vimdeploy.runtime.cuda import CudaDevice, Device
+from vimdeploy.runtime.device_session import DeviceSession
+from vimdeploy.runtime.session import OnnxSession, Session
+from vimdeploy.tensorrt.boundary import Tensor
 
 RESULTS = Path(__file__).parent / "results"
 DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "vim_digits.pth"
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def export_digits(folder: Path) -> Path:
-    from vimdeploy import pipeline
+    from vimdeploy.commands import pipeline
     from vimdeploy.models.load import ModelRequest
 
     path = folder / "digits.onnx"
@@ -70,7 +70,7 @@ def conversion(folder: Path) -> list[dict[str, Any]]:
     """Time the FP32 -> FP16 pass over Vim-B at 224 pixels: from a float32 model in memory to a half one."""
     import onnx
 
-    from vimdeploy import pipeline
+    from vimdeploy.commands import pipeline
     from vimdeploy.graph.precision import PRECISIONS, Policy, convert_model
     from vimdeploy.models.load import ModelRequest
 
@@ -225,9 +225,9 @@ def build_plan(onnx: Path, folder: Path) -> Path:
         VimdeployError: the build failed, or the plan does not compute what it should.
 
     """
-    from vimdeploy.build import BuildRequest, build_engine
-    from vimdeploy.engine import trt
-    from vimdeploy.engine.options import BuildOptions
+    from vimdeploy.commands.build_engine import BuildRequest, build_engine
+    from vimdeploy.tensorrt import api as trt
+    from vimdeploy.tensorrt.options import BuildOptions
 
     capability = CudaDevice().facts()[1]
     found = [f for f in (trt.Flavour.TENSORRT, trt.Flavour.RTX) if trt.installed_version(f)]

@@ -36,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--table", action="store_true", help="write the page from the rows there are, run nothing")
     args = parser.parse_args()
-    from vimdeploy.models.recipe import recipes
+    from vimdeploy.artifacts.recipe import recipes
 
     rows: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in [] if args.table else args.only or [name for name in recipes() if name not in rows]:
@@ -50,13 +50,13 @@ def main() -> None:
 
 def run(name: str, folder: Path, *, rtx: bool) -> dict[str, Any]:
     """Export one recipe's model and compare its forms."""
-    from vimdeploy.backends import OnnxBackend, TorchBackend, joined, read_onnx
+    from vimdeploy.artifacts.images import synthetic_images
+    from vimdeploy.artifacts.manifest import read_manifest
+    from vimdeploy.backends.base import OnnxBackend, TorchBackend, joined, read_onnx
     from vimdeploy.graph.emulate import emulate
     from vimdeploy.graph.precision import FP16, convert_model
-    from vimdeploy.images import synthetic_images
-    from vimdeploy.manifest import read_manifest
     from vimdeploy.models.load import ModelRequest, load_model
-    from vimdeploy.verify.metrics import relative_rms
+    from vimdeploy.parity.metrics import relative_rms
 
     file = folder / f"{name}.onnx"
     if not file.exists():
@@ -96,7 +96,7 @@ def build_rtx(file: Path) -> dict[str, Any]:
 
 
 def vimdeploy(*arguments: object) -> None:
-    command = [sys.executable, "-m", "vimdeploy.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "vimdeploy", *map(str, arguments)]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
@@ -128,7 +128,7 @@ def golden_differences() -> dict[str, float]:
 
 def page(rows: dict[str, Any]) -> str:
     """Return the page from the recipes and the rows."""
-    from vimdeploy.models.recipe import recipes
+    from vimdeploy.artifacts.recipe import recipes
 
     differences = golden_differences()
     lines = [

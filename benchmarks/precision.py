@@ -9,7 +9,7 @@ Each model is compared with itself in float32, as relative RMS of the logits ove
 - *policy*: everything that the policy names is rounded, as on a GPU (`vimdeploy.graph.emulate`);
 - *autocast*: PyTorch's own mixed precision on the same model, as the official code evaluates with on a GPU; here on a
   CPU, where it rounds for matrix products and convolutions and leaves the scan in float32;
-- *kept*: the blocks that stay float32 for a bound (`vimdeploy.verify.sensitivity`), and the error that is left.
+- *kept*: the blocks that stay float32 for a bound (`vimdeploy.parity.sensitivity`), and the error that is left.
 
 The digits model was trained; the others have the weights of `tests/data/trained_like.py`: random, but spread like
 trained ones. Results go to `benchmarks/results/precision.json` and, as tables, `precision.md`.
@@ -30,17 +30,17 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from vimdeploy import pipeline
-from vimdeploy.backends import OnnxBackend, TorchBackend, joined
+from vimdeploy.artifacts.images import synthetic_images
+from vimdeploy.artifacts.manifest import read_manifest
+from vimdeploy.artifacts.recipe import ParityContract
+from vimdeploy.backends.base import OnnxBackend, TorchBackend, joined
+from vimdeploy.commands import pipeline
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import BF16, FP16, Policy, Precision, convert_model
-from vimdeploy.images import synthetic_images
-from vimdeploy.manifest import read_manifest
 from vimdeploy.models.load import ModelRequest, load_model
-from vimdeploy.models.recipe import ParityContract
-from vimdeploy.verify.metrics import relative_rms
-from vimdeploy.verify.ranges import measure
-from vimdeploy.verify.sensitivity import Task, fit
+from vimdeploy.parity.metrics import relative_rms
+from vimdeploy.parity.ranges import measure
+from vimdeploy.parity.sensitivity import Task, fit
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -154,7 +154,7 @@ def too_large(model: str, backend: str, size: int) -> str:
 
 def export(model: str, size: int, folder: Path) -> str:
     file = folder / f"{model}.onnx"
-    command = [sys.executable, "-m", "vimdeploy.cli", "export", "--arch", MODELS[model], "--img-size", str(size)]
+    command = [sys.executable, "-m", "vimdeploy", "export", "--arch", MODELS[model], "--img-size", str(size)]
     subprocess.run([*command, "--no-verify", "-o", str(file)], check=True, capture_output=True)
     return str(file)
 

@@ -30,8 +30,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 import vimdeploy
-from vimdeploy.models.vim import VisionMamba
-from vimdeploy.models.vim_config import VimConfig
+from vimdeploy.models.vim.config import VimConfig
+from vimdeploy.models.vim.model import VisionMamba
 
 CONFIG = VimConfig(
     img_size=(32, 32),

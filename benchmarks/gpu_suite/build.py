@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vimdeploy.engine.plugin_build import build_plugin
-from vimdeploy.engine.toolchain import find_nvcc
 from vimdeploy.errors import MissingDependencyError
-from vimdeploy.native import plugin_sources, source_hash
+from vimdeploy.native.compile import build_plugin
+from vimdeploy.native.locate import plugin_sources, source_hash
+from vimdeploy.native.toolchain import find_nvcc
 
 HERE = Path(__file__).resolve().parent
 

@@ -1,6 +1,6 @@
 """Part ``engine``: the tests of sessions and engines that need a GPU, and what a session costs on one.
 
-The tests are tests/engine/test_gpu.py, run by pytest in a process of its own; the measurements are those of
+The tests are tests/runtime/test_gpu.py, run by pytest in a process of its own; the measurements are those of
 benchmarks/engine.py, on a plan of the digits model that whatever TensorRT is installed builds here.
 """
 
@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from benchmarks.gpu_suite.store import NOT_MEASURED, Store
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = Path("tests", "engine", "test_gpu.py")
+TESTS = Path("tests", "runtime", "test_gpu.py")
 NEEDED = ("numpy", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "pydantic")
 """What exporting and ONNX Runtime take; cuda-bindings and TensorRT say themselves if they are missing."""
 _DONE = ("passed", "measured")

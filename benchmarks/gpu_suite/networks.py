@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.gpu_suite.peers import Peer
-from vimdeploy.models.mamba import FoldedMamba, Mamba
-from vimdeploy.models.vim import Block, VisionMamba
-from vimdeploy.models.vim_config import VimConfig
+from vimdeploy.models.vim.config import VimConfig
+from vimdeploy.models.vim.mamba import FoldedMamba, Mamba
+from vimdeploy.models.vim.model import Block, VisionMamba
 
 SIZES = {"tiny": 192, "small": 384, "base": 768}
 """Width of Vim and of DeiT alike."""

@@ -5,7 +5,7 @@
 namespace vimdeploy
 {
 
-//! SHA-256 over the plugin's sources, as CMakeLists.txt and vimdeploy.native.source_hash() both compute it; its first digits.
+//! SHA-256 over the plugin's sources, as CMakeLists.txt and vimdeploy.native.locate.source_hash() both compute it; its first digits.
 extern char const* const kSOURCE_HASH;
 
 //! "vimdeploy-plugin-info{...}": JSON with version, source hash, TensorRT and CUDA versions and architectures. `strings`

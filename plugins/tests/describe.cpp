@@ -1,5 +1,5 @@
 //! Prints, as JSON, what the creators and plugins answer: fields, tensors, types, and the limits found by asking.
-//! tests/plugins/test_objects.py compares it with vimdeploy/graph/contract.py.
+//! tests/plugins/test_objects.py compares it with vimdeploy/contract.py.
 
 #include "support.h"
 #include "tensorrt/causal_conv1d_plugin.h"

@@ -35,8 +35,8 @@ from benchmarks.gpu_suite.cases import ConvCase, ScanCase, ScanInputs
 from benchmarks.gpu_suite.library import KernelError, Kernels
 from benchmarks.gpu_suite.reference import conv_reference, scan_reference
 from benchmarks.gpu_suite.store import Store
-from vimdeploy.ops.causal_conv1d import causal_conv1d_differentiable
-from vimdeploy.ops.selective_scan import selective_scan_differentiable
+from vimdeploy.ops.conv import causal_conv1d_differentiable
+from vimdeploy.ops.scan import selective_scan_differentiable
 
 ABSENT = ("pydantic", "tensorrt", "polygraphy", "mamba_ssm", "causal_conv1d", "selective_scan_cuda", "onnxruntime")
 """Not installed on the machine that the suite is for."""

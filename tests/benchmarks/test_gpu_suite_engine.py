@@ -12,8 +12,8 @@ from gpu_suite_support import part, section
 
 from benchmarks.gpu_suite import cli, engine, report
 from benchmarks.gpu_suite.store import NOT_MEASURED, Store
-from vimdeploy.engine.cuda import CudaDevice
 from vimdeploy.errors import MissingDependencyError
+from vimdeploy.runtime.cuda import CudaDevice
 
 SOME_TESTS = """
 import pytest

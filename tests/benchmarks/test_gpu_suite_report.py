@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.gpu_suite import build, cases, ceilings, goals, kernels, models, peers, report, timing
 from benchmarks.gpu_suite.library import Kernels
 from benchmarks.gpu_suite.store import NOT_MEASURED, Store
-from vimdeploy.models.vim_config import VimConfig
+from vimdeploy.models.vim.config import VimConfig
 
 
 @pytest.fixture(scope="module")

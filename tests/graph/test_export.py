@@ -12,14 +12,14 @@ import torch
 from goldens import FULL, NAMES, TOLERANCE, golden
 from onnx import TensorProto, helper, numpy_helper
 
-from vimdeploy.backends import OnnxBackend
+from vimdeploy import contract
+from vimdeploy.backends.base import OnnxBackend
 from vimdeploy.errors import ArtifactError, UsageError
-from vimdeploy.graph import contract
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.export import export_onnx, serialize
 from vimdeploy.models.tasks import find_taps
-from vimdeploy.models.vim import VisionMamba
-from vimdeploy.models.vim_config import VimConfig
+from vimdeploy.models.vim.config import VimConfig
+from vimdeploy.models.vim.model import VisionMamba
 
 SMALL = "layernorm"
 
@@ -162,7 +162,7 @@ print(hashlib.sha256(serialize(export_onnx(golden({name!r}).model()))).hexdigest
 
 def test_another_process_makes_the_same_bytes(exported):
     tests = Path(__file__).parents[1]
-    path = os.pathsep.join(map(str, (tests.parent, tests, tests / "data")))
+    path = os.pathsep.join(map(str, (tests.parent, tests / "support", tests / "data")))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(name=SMALL)],
         env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"},

@@ -1,21 +1,17 @@
 """The exported graphs of VMamba and the dense backbones: what they compute, and what is in them."""
 
 import functools
-import sys
 from collections import Counter
-from pathlib import Path
 
+import dense_cases
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-import dense_cases
 import vmamba_cases
 
-from vimdeploy.backends import OnnxBackend, TorchBackend
+from vimdeploy import contract
+from vimdeploy.backends.base import OnnxBackend, TorchBackend
 from vimdeploy.errors import UsageError
-from vimdeploy.graph import contract
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.export import export_onnx
 from vimdeploy.models.tasks import find_taps

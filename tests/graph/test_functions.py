@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from vimdeploy.graph import contract
+from vimdeploy import contract
 from vimdeploy.graph.bodies import add_functions, strip_functions
+from vimdeploy.graph.body_text import ConvBody, ScanBody, make_function
 from vimdeploy.graph.check import check_model
-from vimdeploy.graph.functions import ConvBody, ScanBody, make_function
 from vimdeploy.graph.schema import register_schemas
 from vimdeploy.ops import causal_conv1d, selective_scan
 

@@ -1,23 +1,18 @@
 """Half precision for VMamba and the dense backbones: the scan's output and the norm behind it stay float32."""
 
-import sys
-from pathlib import Path
-
+import dense_cases
 import numpy as np
 import onnx
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-import dense_cases
 import vmamba_cases
 
-from vimdeploy.backends import OnnxBackend, joined
+from vimdeploy.artifacts.recipe import Parity
+from vimdeploy.backends.base import OnnxBackend, joined
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.export import export_onnx
 from vimdeploy.graph.precision import FP16, convert_model
-from vimdeploy.models.recipe import Parity
-from vimdeploy.verify.metrics import compare
+from vimdeploy.parity.metrics import compare
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 

@@ -10,9 +10,9 @@ from goldens import DATA, golden
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vimdeploy.artifacts.files import sha256_file
 from vimdeploy.errors import CheckpointError
-from vimdeploy.files import sha256_file
-from vimdeploy.models.checkpoint import read_checkpoint
+from vimdeploy.models.checkpoint.reading import read_checkpoint
 from vimdeploy.models.load import ModelRequest, load_model
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2), "steps": torch.tensor(7)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vimdeploy.errors import CheckpointError
-from vimdeploy.models.checkpoint import read_checkpoint
+from vimdeploy.models.checkpoint.reading import read_checkpoint
 
 
 def test_a_newer_pickle_protocol_is_named_with_the_remedy(tmp_path):

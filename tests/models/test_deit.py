@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from vmamba_cases import image, trained_like_arrays
 
-from vimdeploy.backends import OnnxBackend
+from vimdeploy.artifacts.recipe import recipes
+from vimdeploy.backends.base import OnnxBackend
 from vimdeploy.errors import CheckpointError, MissingDependencyError, ModelError, UsageError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.export import export_onnx
-from vimdeploy.models.families import build, config_of
 from vimdeploy.models.load import ModelRequest, load_model
-from vimdeploy.models.recipe import recipes
+from vimdeploy.models.registry import build, config_of
 
 DIM, DEPTH, CLASSES = 64, 2, 5
 

@@ -12,13 +12,13 @@ from dense_cases import golden as dense_golden
 from dense_cases import make as make_dense
 from goldens import golden as vim_golden
 
+from vimdeploy.artifacts.recipe import recipes
 from vimdeploy.errors import CheckpointError, ModelError, UsageError
-from vimdeploy.models.checkpoint import Checkpoint
-from vimdeploy.models.families import build, recognise
+from vimdeploy.models.checkpoint.reading import Checkpoint
 from vimdeploy.models.load import ModelRequest, load_model
-from vimdeploy.models.recipe import recipes
-from vimdeploy.models.vim_dense_config import VimDenseConfig, read_dense_arguments
-from vimdeploy.models.vmamba_config import VmambaConfig, read_vmamba_arguments
+from vimdeploy.models.registry import build, recognise
+from vimdeploy.models.vim.dense_config import VimDenseConfig, read_dense_arguments
+from vimdeploy.models.vmamba.config import VmambaConfig, read_vmamba_arguments
 
 OTHERS = [name for name, recipe in recipes().items() if recipe.family in ("vmamba", "vim_dense")]
 BACKBONE = {"dims": 16, "depths": [1, 1, 1, 1], "ssm_d_state": 1, "ssm_ratio": 1.0, "forward_type": "v05_noz"}

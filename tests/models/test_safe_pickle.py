@@ -15,7 +15,7 @@ import torch
 import vmamba_cases
 
 from vimdeploy.errors import CheckpointError
-from vimdeploy.models.checkpoint import read_checkpoint
+from vimdeploy.models.checkpoint.reading import read_checkpoint
 from vimdeploy.models.load import load_model
 
 STATE = {"backbone.a.weight": torch.arange(6.0).reshape(2, 3), "decode_head.b": torch.ones(2)}

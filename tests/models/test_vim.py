@@ -6,12 +6,12 @@ import pytest
 import torch
 from goldens import DATA, FULL, NAMES, TOLERANCE, golden
 
+from vimdeploy.artifacts.recipe import recipes
 from vimdeploy.errors import ModelError, UsageError, VimdeployError
 from vimdeploy.models.folding import fold
-from vimdeploy.models.pos_embed import resize_pos_embed, resize_pos_embed_officially
-from vimdeploy.models.recipe import recipes
-from vimdeploy.models.vim import VisionMamba
-from vimdeploy.models.vim_config import VimConfig, read_official_arguments
+from vimdeploy.models.vim.config import VimConfig, read_official_arguments
+from vimdeploy.models.vim.model import VisionMamba
+from vimdeploy.models.vim.pos_embed import resize_pos_embed, resize_pos_embed_officially
 
 SMALL = {"img_size": 32, "embed_dim": 16, "depth": 2, "num_classes": 5, "rms_norm": True, "bimamba_type": "v2"}
 RELEASED = {

@@ -5,7 +5,7 @@ from dense_cases import golden, make, options
 
 from vimdeploy.errors import ModelError, UsageError
 from vimdeploy.models.folding import fold
-from vimdeploy.models.vim_dense_config import VimDenseConfig, read_dense_arguments
+from vimdeploy.models.vim.dense_config import VimDenseConfig, read_dense_arguments
 
 OPTIONS = options()
 SMALL = {"img_size": 64, "embed_dim": 16, "depth": 2, "out_indices": [0, 1], "kind": "seg"}

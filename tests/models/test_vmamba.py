@@ -7,9 +7,9 @@ from vmamba_cases import DATA, GOLDENS, golden, image, make, options, trained_li
 
 from vimdeploy.errors import ModelError, UsageError
 from vimdeploy.models.folding import fold
-from vimdeploy.models.ss2d import SS2D, FoldedSS2D
-from vimdeploy.models.vmamba import VSSM, VSSMBackbone, make_vmamba
-from vimdeploy.models.vmamba_config import ForwardType, VmambaConfig, read_vmamba_arguments
+from vimdeploy.models.vmamba.config import ForwardType, VmambaConfig, read_vmamba_arguments
+from vimdeploy.models.vmamba.model import VSSM, VSSMBackbone, make_vmamba
+from vimdeploy.models.vmamba.ss2d import SS2D, FoldedSS2D
 
 OPTIONS = options()
 TINY = {

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vimdeploy.ops.causal_conv1d import causal_conv1d, causal_conv1d_differentiable, causal_conv1d_reference
+from vimdeploy.ops.conv import causal_conv1d, causal_conv1d_differentiable, causal_conv1d_reference
 
 HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 

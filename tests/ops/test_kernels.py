@@ -2,19 +2,16 @@
 entry points, so that every field, pointer and stride of a call is checked; with one, the CUDA library does."""
 
 import os
-import sys
 from pathlib import Path
 
+import emulated_kernels
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-import emulated_kernels
-
 from vimdeploy.errors import ArtifactError
-from vimdeploy.native import KERNELS, cache_folder, plugin_sources, source_hash
+from vimdeploy.native.locate import KERNELS, cache_folder, plugin_sources, source_hash
 from vimdeploy.ops import causal_conv1d, causal_conv1d_reference, kernels, selective_scan, selective_scan_reference
-from vimdeploy.ops.implementation import using
+from vimdeploy.ops.dispatch import using
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Of the largest value; the issue's bounds for the kernels."""

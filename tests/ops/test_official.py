@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vimdeploy.errors import MissingDependencyError, UsageError
 from vimdeploy.ops import causal_conv1d_reference, selective_scan_reference
-from vimdeploy.ops.implementation import VARIABLE, implementation, using
+from vimdeploy.ops.dispatch import VARIABLE, implementation, using
 from vimdeploy.ops.official import official_causal_conv1d, official_selective_scan
 
 

@@ -1,13 +1,13 @@
-import sys
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vimdeploy.ops.selective_scan import selective_scan, selective_scan_differentiable, selective_scan_reference
+from vimdeploy.ops import recurrence
+from vimdeploy.ops.scan import selective_scan, selective_scan_differentiable, selective_scan_reference
 
-MODULE = sys.modules["vimdeploy.ops.selective_scan"]  # the package exports the op under the same name
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -48,13 +48,9 @@ def cases(draw):
 @given(cases(), st.sampled_from((1, 400, 1 << 20)))
 def test_the_op_and_its_differentiable_form_equal_the_loop_wherever_the_chunks_end(case, chunk_bytes):
     expected = selective_scan_reference(*case)
-    before = MODULE._CHUNK_BYTES
-    MODULE._CHUNK_BYTES = chunk_bytes
-    try:
+    with mock.patch.object(recurrence, "CHUNK_BYTES", chunk_bytes):
         torch.testing.assert_close(selective_scan(*case), expected, **CLOSE)
         torch.testing.assert_close(selective_scan_differentiable(*case), expected, **CLOSE)
-    finally:
-        MODULE._CHUNK_BYTES = before
 
 
 @pytest.mark.parametrize("direction", [1, -1])

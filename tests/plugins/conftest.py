@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from native import architectures, build_folder, locked, needed, run
 
-from vimdeploy.engine.plugin_build import build_plugin
-from vimdeploy.native import cache_folder, plugin_sources
+from vimdeploy.native.compile import build_plugin
+from vimdeploy.native.locate import cache_folder, plugin_sources
 
 HEADERS_WHEEL = "kernel-lens==2.0.1"
 """A wheel that carries TensorRT 10.14 headers; fetched without its dependencies, never installed. Test-only."""

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from native import build_folder, locked, needed, run
 
-from vimdeploy.engine.plugin import read_info
-from vimdeploy.engine.toolchain import ARCHITECTURES, find_nvcc
-from vimdeploy.native import KERNELS, PLUGIN, PRELOAD, plugin_sources, source_hash
+from vimdeploy.native.locate import KERNELS, PLUGIN, PRELOAD, plugin_sources, source_hash
+from vimdeploy.native.toolchain import ARCHITECTURES, find_nvcc
+from vimdeploy.tensorrt.plugin import read_info
 
 
 def configure(folder: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from vimdeploy.engine.plugin import read_info
-from vimdeploy.graph import contract
-from vimdeploy.native import PRELOAD
+from vimdeploy import contract
+from vimdeploy.native.locate import PRELOAD
+from vimdeploy.tensorrt.plugin import read_info
 
 COMMON = """
 import ctypes, gc, json, sys
@@ -117,7 +117,7 @@ def loaded(library: Path) -> tuple[dict[str, Any], str]:
 
 def test_lists_the_ops_and_leaves_no_trace_when_unloaded(loaded: tuple[dict[str, Any], str]) -> None:
     for visit in loaded[0]["rounds"]:
-        assert sorted(visit["names"]) == sorted(contract.OPS)
+        assert sorted(visit["names"]) == sorted(contract.PLUGIN_OPS)
         assert visit["after"] == []
         assert not visit["mapped"], "dlclose left the library in the process"
         assert visit["second"], "a second load of registered creators must be refused, not crash"
@@ -125,7 +125,7 @@ def test_lists_the_ops_and_leaves_no_trace_when_unloaded(loaded: tuple[dict[str,
 
 def test_creates_plugins_in_both_phases_and_answers_capabilities(loaded: tuple[dict[str, Any], str]) -> None:
     for visit in loaded[0]["rounds"]:
-        assert set(visit["visits"]) == {f"{op} {phase}" for op in contract.OPS for phase in ("BUILD", "RUNTIME")}
+        assert set(visit["visits"]) == {f"{op} {phase}" for op in contract.PLUGIN_OPS for phase in ("BUILD", "RUNTIME")}
         for name, answer in visit["visits"].items():
             op = name.split()[0]
             assert answer["fields"] == [attribute.name for attribute in contract.OPS[op].attributes]
@@ -149,10 +149,10 @@ def test_refuses_wrong_attributes_in_words(loaded: tuple[dict[str, Any], str]) -
 
 def test_the_preload_flavour_registers_itself(library: Path) -> None:
     said, _ = play(PRELOADED, library.with_name(PRELOAD), library)
-    assert sorted(said["names"]) == sorted(contract.OPS)
+    assert sorted(said["names"]) == sorted(contract.PLUGIN_OPS)
     assert said["created"]
     assert said["again"], "load_library() of the same creators must be refused"
-    assert sorted(said["names_after_dlclose"]) == sorted(contract.OPS)
+    assert sorted(said["names_after_dlclose"]) == sorted(contract.PLUGIN_OPS)
 
 
 def test_the_preload_flavour_says_when_there_is_no_tensorrt(library: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_preload_flavour_says_when_there_is_no_tensorrt(library: Path) -> No
 
 LOADER = """
 from pathlib import Path
-from vimdeploy.engine.plugin import load_library, read_info, registered_ops
+from vimdeploy.tensorrt.plugin import load_library, read_info, registered_ops
 from vimdeploy.errors import VimdeployError
 
 said["major"] = int(trt.__version__.split(".")[0])
@@ -189,7 +189,7 @@ def test_our_loader_loads_it_or_says_that_it_is_for_another_tensorrt(library: Pa
     if info.tensorrt_major == said["major"]:
         assert said["path"] == str(library)
         assert said["same"]
-        assert sorted(said["ops"]) == sorted(contract.OPS)
+        assert sorted(said["ops"]) == sorted(contract.PLUGIN_OPS)
     else:
         assert f"was built with the headers of TensorRT {info.tensorrt}, but TensorRT {said['major']}." in said["error"]
         assert said["ops"] == []

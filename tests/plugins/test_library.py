@@ -13,9 +13,9 @@ import pytest
 from native import architectures, needed, run
 
 from vimdeploy import __version__
-from vimdeploy.engine.plugin import read_info
-from vimdeploy.engine.toolchain import find_nvcc
-from vimdeploy.native import KERNELS, PLUGIN, PRELOAD, plugin_sources, source_hash
+from vimdeploy.native.locate import KERNELS, PLUGIN, PRELOAD, plugin_sources, source_hash
+from vimdeploy.native.toolchain import find_nvcc
+from vimdeploy.tensorrt.plugin import read_info
 
 EXPORTS = {
     PLUGIN: {"getCreators", "setLoggerFinder"},

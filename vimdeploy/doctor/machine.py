@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vimdeploy.engine.places import SYSTEM_CUDA, SYSTEM_INCLUDES
+from vimdeploy.native.places import SYSTEM_CUDA, SYSTEM_INCLUDES
 
 PROBE_SECONDS = 20.0
 """Long enough for an import on a machine that is busy with other things."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from vimdeploy.doctor.libraries import elf_problem
 from vimdeploy.doctor.machine import Machine, run
 from vimdeploy.doctor.report import Headers, PluginLibrary, Tool
-from vimdeploy.engine.places import HEADER, header_candidates, nvcc_candidates
-from vimdeploy.engine.plugin import ENVIRONMENT, read_info
 from vimdeploy.errors import ArtifactError
-from vimdeploy.native import KERNELS
+from vimdeploy.native.locate import KERNELS
+from vimdeploy.native.places import HEADER, header_candidates, nvcc_candidates
+from vimdeploy.tensorrt.plugin import ENVIRONMENT, read_info
 
 _PLUGIN_FILES = "libvimdeploy_*.so"
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper
 
+from vimdeploy import contract
 from vimdeploy.errors import ArtifactError
-from vimdeploy.graph import contract
-from vimdeploy.graph.functions import ConvBody, ScanBody, make_function
-
-Body = ConvBody | ScanBody
+from vimdeploy.graph.body_text import Body, ConvBody, ScanBody, make_function
+from vimdeploy.graph.delta_body import DeltaBody
 
 
 def custom_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -36,6 +35,8 @@ def body_of(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Body
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if missing := [attribute.name for attribute in op.attributes if attribute.name not in values]:
         raise ArtifactError(f"Node {node.name} ({node.op_type}): attribute {', '.join(missing)} is missing.")
+    if op in (contract.SELECTIVE_SCAN_DELTA, contract.SELECTIVE_SCAN_DELTA_NO_GATE):
+        return DeltaBody(bool(values["delta_softplus"]), bool(values["reverse"]), op is contract.SELECTIVE_SCAN_DELTA)
     directions = tuple(values["directions"])
     if op is not contract.CAUSAL_CONV1D:
         return ScanBody(directions, tuple(values["column_major"]), gated=op is contract.SELECTIVE_SCAN)

@@ -10,8 +10,8 @@ import onnx.inliner
 import onnx.shape_inference
 from onnx import numpy_helper
 
+from vimdeploy import contract
 from vimdeploy.errors import ArtifactError
-from vimdeploy.graph import contract
 from vimdeploy.graph.bodies import custom_nodes, expected_functions
 from vimdeploy.graph.schema import register_schemas
 

@@ -13,13 +13,12 @@ import torch
 from onnxscript.values import Opset
 from torch import Tensor, nn
 
-from vimdeploy import __version__
+from vimdeploy import __version__, contract
 from vimdeploy.errors import UsageError
-from vimdeploy.graph import contract
 from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.schema import register_schemas
-from vimdeploy.models.families import FamilyModel
 from vimdeploy.models.folding import fold
+from vimdeploy.models.registry import FamilyModel
 from vimdeploy.models.tasks import find_taps, find_task
 
 INPUT = "images"
@@ -60,7 +59,7 @@ def export_onnx(
             input_names=[INPUT],
             output_names=[*wrapper.outputs, *wrapper.taps],
             dynamic_shapes=None if batch else ({0: torch.export.Dim("batch")},),
-            custom_translation_table=_translations(),
+            custom_translation_table=translations(),
             verbose=False,
         )
         assert program is not None
@@ -105,8 +104,8 @@ class TappedModel(nn.Module):
         return (*result, *seen)
 
 
-def _translations() -> dict[Any, Callable[..., Any]]:
-    """Return how torch's custom ops are spelt in ONNX."""
+def translations() -> dict[Any, Callable[..., Any]]:
+    """Return how torch's custom ops are spelt in ONNX, for ``torch.onnx.export(custom_translation_table=)``."""
     ops = Opset(contract.DOMAIN, contract.OP_VERSION)
     plugin = dict(zip(contract.PLUGIN_ATTRIBUTES, (contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE), strict=True))
 
@@ -137,7 +136,25 @@ def _translations() -> dict[Any, Callable[..., Any]]:
             return ops.SelectiveScanNoGate(u, x_dbl, A, D, dt_weight, dt_bias, **attributes)
         return ops.SelectiveScan(u, x_dbl, A, D, dt_weight, dt_bias, z, **attributes)
 
+    def scan_delta(
+        u: Any,
+        delta: Any,
+        A: Any,
+        B: Any,
+        C: Any,
+        D: Any,
+        delta_bias: Any,
+        z: Any,
+        delta_softplus: bool,
+        reverse: bool,
+    ) -> Any:
+        attributes = {"delta_softplus": int(delta_softplus), "reverse": int(reverse), **plugin}
+        if z is None:
+            return ops.SelectiveScanDeltaNoGate(u, delta, A, B, C, D, delta_bias, **attributes)
+        return ops.SelectiveScanDelta(u, delta, A, B, C, D, delta_bias, z, **attributes)
+
     return {
+        torch.ops.vimdeploy.selective_scan_delta.default: scan_delta,
         torch.ops.vimdeploy.causal_conv1d.default: conv,
         torch.ops.vimdeploy.selective_scan.default: scan,
     }

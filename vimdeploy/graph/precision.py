@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from vimdeploy import contract
 from vimdeploy.errors import UsageError
-from vimdeploy.graph import bodies, contract
+from vimdeploy.graph import bodies
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ POLICY: dict[tuple[str, str], Rule] = {
     ),
     (contract.DOMAIN, "SelectiveScanNoGate"): _custom(
         contract.SELECTIVE_SCAN_NO_GATE, "as SelectiveScan; its sum over directions leaves in float32"
+    ),
+    (contract.DOMAIN, "SelectiveScanDelta"): _custom(
+        contract.SELECTIVE_SCAN_DELTA, "memory-bound; A, D, delta_bias, state and softplus stay float32 by contract"
+    ),
+    (contract.DOMAIN, "SelectiveScanDeltaNoGate"): _custom(
+        contract.SELECTIVE_SCAN_DELTA_NO_GATE, "as SelectiveScanDelta; its result leaves in float32"
     ),
 }
 """The ops that compute in half precision. What is not here stays float32."""

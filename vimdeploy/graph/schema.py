@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx.defs
 
-from vimdeploy.graph import contract
+from vimdeploy import contract
 
 OpSchema = onnx.defs.OpSchema
 

@@ -7,8 +7,8 @@ from typing import TypeVar, cast
 
 from torch import nn
 
-from vimdeploy.models import vim
-from vimdeploy.models.ss2d import SS2D
+from vimdeploy.models.vim import model as vim
+from vimdeploy.models.vmamba.ss2d import SS2D
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vimdeploy.artifacts.recipe import InputSpec, Recipe, find_recipe
 from vimdeploy.errors import CheckpointError, UsageError
-from vimdeploy.models.checkpoint import Checkpoint, read_checkpoint
-from vimdeploy.models.families import FamilyModel, build, config_of, load_weights, recognise, weights_of
-from vimdeploy.models.pos_embed import resize_pos_embed, resize_pos_embed_officially
-from vimdeploy.models.recipe import InputSpec, Recipe, find_recipe
-from vimdeploy.models.recognise import FamilyConfig, Recognised, summarise_keys
-from vimdeploy.models.vim_config import VimConfig
-from vimdeploy.models.vmamba_config import VmambaConfig
+from vimdeploy.models.checkpoint.reading import Checkpoint, read_checkpoint
+from vimdeploy.models.registry import FamilyModel, build, config_of, load_weights, recognise, weights_of
+from vimdeploy.models.vim.config import VimConfig
+from vimdeploy.models.vim.pos_embed import resize_pos_embed, resize_pos_embed_officially
+from vimdeploy.models.vim.recognise import FamilyConfig, Recognised, summarise_keys
+from vimdeploy.models.vmamba.config import VmambaConfig
 
 if sys.version_info >= (3, 11):
     import tomllib

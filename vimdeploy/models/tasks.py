@@ -9,10 +9,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from vimdeploy.errors import UsageError, nearest
-from vimdeploy.models.deit import Deit
-from vimdeploy.models.vim import VisionMamba
-from vimdeploy.models.vim_dense import VisionMambaDense
-from vimdeploy.models.vmamba import VSSM, VSSMBackbone
+from vimdeploy.models.deit.model import Deit
+from vimdeploy.models.vim.dense import VisionMambaDense
+from vimdeploy.models.vim.model import VisionMamba
+from vimdeploy.models.vmamba.model import VSSM, VSSMBackbone
 
 TASKS: dict[str, str] = {
     "classify": "logits (B, classes)",

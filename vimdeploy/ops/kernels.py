@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vimdeploy.errors import ArtifactError, MissingDependencyError
-from vimdeploy.native import KERNELS, cache_folder, has_code, package_libraries, plugin_sources, source_hash
+from vimdeploy.native.locate import KERNELS, cache_folder, has_code, package_libraries, plugin_sources, source_hash
 
 ENVIRONMENT = "VIMDEPLOY_KERNELS"
 """Environment variable with the path of a kernels library."""
@@ -126,7 +126,7 @@ class Kernels:
         height: int,
         scale: float,
     ) -> Tensor | None:
-        """Compute :func:`vimdeploy.ops.selective_scan`, whose checks the arguments have passed; None if not served."""
+        """Compute :func:`vimdeploy.ops.scan`, whose checks the arguments have passed; None if not served."""
         groups, channels, d_state = A.shape
         if u.dtype not in _DTYPES or groups > _MAX_GROUPS:
             return None
@@ -174,7 +174,7 @@ class Kernels:
     def causal_conv1d(
         self, x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[int], activation: str
     ) -> Tensor | None:
-        """Compute :func:`vimdeploy.ops.causal_conv1d`, whose checks the arguments have passed; None if not served."""
+        """Compute :func:`vimdeploy.ops.conv`, whose checks the arguments have passed; None if not served."""
         groups, channels, width = weight.shape
         if x.dtype not in _DTYPES or groups not in (1, 2, 4) or width not in (2, 3, 4) or 0 in x.shape:
             return None

@@ -14,12 +14,12 @@ import numpy as np
 from typing_extensions import Self
 
 from vimdeploy import load
-from vimdeploy.backends import SessionBackend
-from vimdeploy.engine.sidecar import read_engine_manifest
+from vimdeploy.artifacts.engine_manifest import read_engine_manifest
+from vimdeploy.artifacts.files import sha256_file
+from vimdeploy.artifacts.images import load_image
+from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, Manifest, read_manifest
+from vimdeploy.backends.base import SessionBackend
 from vimdeploy.errors import ArtifactError, ImageError, UsageError, VimdeployError
-from vimdeploy.files import sha256_file
-from vimdeploy.images import load_image
-from vimdeploy.manifest import PLAN_SUFFIXES, Manifest, read_manifest
 from vimdeploy.predicting.items import Item
 from vimdeploy.predicting.rows import Array, Prediction, best_classes, rank_of
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from vimdeploy.artifacts.files import write_all
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
-from vimdeploy.files import write_all
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vimdeploy.engine.sidecar import EngineManifest, read_engine_manifest
+from vimdeploy.artifacts.engine_manifest import EngineManifest, read_engine_manifest
+from vimdeploy.artifacts.files import sha256_file, write_all
+from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, Manifest, TensorInfo, read_manifest
 from vimdeploy.errors import ArtifactError, UsageError
-from vimdeploy.files import sha256_file, write_all
-from vimdeploy.manifest import PLAN_SUFFIXES, Manifest, TensorInfo, read_manifest
 from vimdeploy.serving.triton_config import Batching, TensorConfig, ensemble_config, model_config
 from vimdeploy.serving.triton_python import MANIFEST_FILE, MODEL_FILE
 

@@ -1,0 +1,1 @@
+"""What lies on disk: recipes, manifests, images, and writing files whole or not at all."""

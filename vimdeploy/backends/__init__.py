@@ -1,0 +1,1 @@
+"""Everything that can compute a model, behind one face."""

@@ -1,0 +1,337 @@
+"""ONNX file -> plan and manifest as one function: convert, prove, build, inspect, verify, write."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vimdeploy import __version__
+from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
+from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
+from vimdeploy.artifacts.images import sample_images
+from vimdeploy.artifacts.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
+from vimdeploy.artifacts.recipe import BatchProfile, ParityContract
+from vimdeploy.backends.base import OnnxBackend, SessionBackend, joined, read_onnx
+from vimdeploy.commands.convert import ConvertRequest, convert_in_memory, owing
+from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
+from vimdeploy.graph.precision import PRECISIONS
+from vimdeploy.parity.metrics import compare
+from vimdeploy.runtime.cuda import CudaDevice
+from vimdeploy.runtime.session import Session
+from vimdeploy.tensorrt import api as trt
+from vimdeploy.tensorrt import builder as engine_build
+from vimdeploy.tensorrt import plugin as plugins
+from vimdeploy.tensorrt import proof, timing
+from vimdeploy.tensorrt.boundary import Layer, Messages, Profile, TimingCacheHandle
+from vimdeploy.tensorrt.options import BuildOptions, check_options
+from vimdeploy.tensorrt.progress import Bar, Tracker
+
+if TYPE_CHECKING:
+    import onnx
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """How to build; the defaults are the recommended way."""
+
+    options: BuildOptions = field(default_factory=BuildOptions)
+    precision: str | None = None
+    """``fp32``, ``fp16`` or ``bf16``; None takes what the file holds, else the recipe's."""
+    keep: tuple[str, ...] = ()
+    half_io: bool = False
+    max_error: float | None = None
+    """Relative RMS error that half precision may cost; None takes the recipe's contract."""
+    images: Path | None = None
+    """Folder of images to measure and verify on; None takes synthetic ones."""
+    timing_cache: Path | None = None
+    """Folder of the timing cache; None keeps none."""
+    verify: bool = True
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A plan on disk."""
+
+    path: Path
+    manifest: EngineManifest
+    layers: tuple[Layer, ...]
+    inspector: dict[str, Any] | None
+    """The engine inspector's own report; None where no GPU was there to read it."""
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Device:
+    name: str
+    compute_capability: str
+    driver: int
+
+
+def build_engine(
+    model_path: Path, output: Path, request: BuildRequest, say: Say, bar: Bar | None = None
+) -> BuiltEngine:
+    """Build a plan from an exported ONNX file; plan and manifest appear together or not at all.
+
+    Raises:
+        MissingDependencyError: TensorRT, a GPU or the plugin library is missing; said before any work.
+        UsageError: options that do not fit each other, the model or this TensorRT.
+        ArtifactError: the model cannot be built, or would not be what was asked for.
+        VerificationError: a converted model or the engine does not keep the recipe's contract.
+        KeyboardInterrupt: after TensorRT has stopped.
+
+    """
+    owner = trt.load(request.options.flavour)
+    check_options(request.options, owner)
+    device = _device(owner)
+    check_writable(output)
+    notes: list[str] = []
+    model = read_onnx(model_path)
+    manifest = _manifest(model_path, notes)
+    engine_build.refuse_foreign(model, str(model_path))
+    library = _load_plugin(owner, request.options, device, model, say)
+    model, precision, kept, blocks = _in_precision(model, manifest, request, str(model_path), say, bar)
+    manifest = owing(manifest, precision, request.max_error) if manifest else None
+    profiles = engine_build.make_profiles(model, request.options, _recipe_batch(manifest))
+    say("Parsing and proving the network")
+    parsed = engine_build.parse(model, owner, str(model_path), precision, kept_blocks=blocks)
+    cache_file = _cache_file(request, owner, device)
+    timings = timing.read(cache_file) if cache_file else None
+    say(f"Building for {', '.join(_targets(request.options, device))}")
+    plan = engine_build.build(
+        parsed,
+        request.options,
+        profiles,
+        str(model_path),
+        plugin=library.path if library else None,
+        timing_cache=timings,
+        tracker=Tracker(bar),
+    )
+    if cache_file and timings is not None and plan.timing_cache is not None:
+        notes += store_timings(cache_file, timings, plan.timing_cache)
+    runs_here = device is not None and device.compute_capability in _targets(request.options, device)
+    report = _inspect(owner, plan.content, request.options, notes) if runs_here else None
+    if not runs_here:
+        notes.append("not run here: TensorRT needs the GPU to load a plan, so neither inspector nor parity is recorded")
+    sidecar = EngineManifest(
+        tools={"vimdeploy": __version__},
+        plan_sha256=sha256_bytes(plan.content),
+        plan_bytes=len(plan.content),
+        tensorrt=TensorRtInfo(
+            flavour="rtx" if owner.flavour is trt.Flavour.RTX else "tensorrt",
+            version=owner.version,
+            version_compatible=request.options.version_compatible,
+        ),
+        target=_target(request.options, device),
+        plugin=_plugin_info(library, request.options),
+        precision=precision,
+        tf32=request.options.tf32,
+        kept_float32=tuple(kept),
+        profiles=plan.profiles,
+        inputs=_tensors(parsed, is_input=True),
+        outputs=_tensors(parsed, is_input=False),
+        onnx_file=model_path.name,
+        onnx_sha256=sha256_file(model_path),
+        network=parsed.summary.as_dict(),
+        inspector=proof.summarise_engine(report).as_dict() if report else None,
+        parity=None,
+        source=manifest,
+    )
+    if runs_here and request.verify and not request.options.strip_weights:
+        say("Comparing the engine with float32 in ONNX Runtime")
+        sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, read_onnx(model_path), request)})
+    # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
+    write_all({manifest_path(output): sidecar.to_bytes(), output: plan.content})
+    return BuiltEngine(output, sidecar, tuple(parsed.layers), report, plan.seconds, tuple(notes))
+
+
+def _device(owner: trt.TensorRt) -> _Device | None:
+    """Find the GPU. TensorRT builds on it; TensorRT-RTX builds ahead of time and does without."""
+    try:
+        return _Device(*CudaDevice().facts())
+    except MissingDependencyError as error:
+        if owner.flavour is trt.Flavour.RTX:
+            return None
+        raise MissingDependencyError(
+            f"TensorRT builds on the GPU it builds for, and {error.message}",
+            hint="Build ahead of time with '--runtime rtx --compute-capability sm_89', or run the ONNX file as it is.",
+        ) from error
+
+
+def _manifest(model_path: Path, notes: list[str]) -> Manifest | None:
+    if not sidecar_of(model_path, manifest_path(model_path)).exists():
+        notes.append(f"{model_path.name} has no manifest: preprocessing and classes will not travel with the plan")
+        return None
+    manifest = read_manifest(model_path)
+    if is_stale(manifest, model_path):
+        raise ArtifactError(
+            f"{model_path}: is not the file that its manifest describes (SHA-256 differs).",
+            hint="Export the model again, or delete the manifest to build without it.",
+        )
+    return manifest
+
+
+def _recipe_batch(manifest: Manifest | None) -> tuple[int, int, int]:
+    batch = manifest.batch if manifest else BatchProfile()
+    return batch.min, batch.opt, batch.max
+
+
+def _load_plugin(
+    owner: trt.TensorRt, options: BuildOptions, device: _Device | None, model: onnx.ModelProto, say: Say
+) -> plugins.PluginLibrary | None:
+    if not owner.takes_plugins or not any(node.domain == "vimdeploy" for node in model.graph.node):
+        return None
+    number = int(device.compute_capability[3:]) if device else 0
+    capability = divmod(number, 10) if device else None
+    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability)
+    say(f"Plugin library: {library.describe()}")
+    return library
+
+
+def _in_precision(
+    model: onnx.ModelProto, manifest: Manifest | None, request: BuildRequest, source: str, say: Say, bar: Bar | None
+) -> tuple[onnx.ModelProto, str, list[str], bool]:
+    """Return the model in the types to build, its precision, the nodes kept in float32, and whether blocks are."""
+    held = _held_precision(model)
+    wanted = request.precision or held or (manifest.precision.engine if manifest else "fp32")
+    if held is not None:
+        if wanted != held:
+            raise UsageError(
+                f"{source}: is in {held} already, so it cannot be built as {wanted}.",
+                hint=f"Leave --{wanted} out, or build the float32 file that 'vimdeploy export' wrote.",
+            )
+        return model, held, [], bool(manifest and (manifest.conversion or {}).get("kept_blocks"))
+    if wanted == "fp32":
+        return model, "fp32", [], False
+    convert = ConvertRequest(wanted, request.keep, request.half_io, request.verify, request.max_error, request.images)
+
+    def progress(done: int, total: int) -> None:
+        if bar is not None:
+            bar.update("Measuring blocks", done / total)
+
+    converted = convert_in_memory(model, manifest, convert, source, say, progress)
+    kept = [f"{k.node}: {k.reason}" for k in converted.report.kept]
+    return converted.model, wanted, kept, bool(converted.blocks)
+
+
+def _held_precision(model: onnx.ModelProto) -> str | None:
+    """Return the half precision that a model's weights are in, or None where they are float32."""
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    return next((p.name for p in PRECISIONS.values() if p.dtype.value in types), None)
+
+
+def _cache_file(request: BuildRequest, owner: trt.TensorRt, device: _Device | None) -> Path | None:
+    if request.timing_cache is None or not owner.takes_plugins or device is None:
+        return None
+    return timing.cache_file(request.timing_cache, owner.version, device.name, device.compute_capability)
+
+
+def store_timings(path: Path, read: bytes, measured: TimingCacheHandle) -> list[str]:
+    """Add a build's timings to the file that other builds may have written meanwhile.
+
+    Args:
+        path: the file.
+        read: what it held before the build.
+        measured: TensorRT's cache after the build.
+
+    Returns:
+        Notes for the user: a file that TensorRT refused is kept beside under another name.
+
+    """
+    aside = timing.set_aside(path, read) if measured.refused else None
+    timing.merge(path, measured.merged)
+    if aside is None:
+        return []
+    return [f"TensorRT refused the timing cache {path.name}: it is now {aside.name}, and a new one is there"]
+
+
+def _targets(options: BuildOptions, device: _Device | None) -> tuple[str, ...]:
+    return options.compute_capabilities or ((device.compute_capability,) if device else ())
+
+
+def _target(options: BuildOptions, device: _Device | None) -> TargetInfo:
+    built_on = device if not options.compute_capabilities else None
+    return TargetInfo(
+        compute_capabilities=_targets(options, device),
+        hardware_compatible=options.hardware_compatible,
+        device=built_on.name if built_on else None,
+        driver=built_on.driver if built_on else None,
+    )
+
+
+def _plugin_info(library: plugins.PluginLibrary | None, options: BuildOptions) -> PluginInfo | None:
+    if library is None:
+        return None
+    return PluginInfo(
+        version=library.info.version,
+        sha256=sha256_file(library.path),
+        file=library.path.name,
+        embedded=options.embed_plugin,
+    )
+
+
+def _tensors(parsed: engine_build.Parsed, *, is_input: bool) -> tuple[TensorInfo, ...]:
+    return tuple(
+        TensorInfo(name=t.name, dtype=t.dtype, shape=tuple("batch" if d < 0 else d for d in t.shape))
+        for t in parsed.network.tensors()
+        if t.is_input == is_input
+    )
+
+
+def _inspect(owner: trt.TensorRt, plan: bytes, options: BuildOptions, notes: list[str]) -> dict[str, Any] | None:
+    """Read the built engine, where this GPU can load it."""
+    messages = Messages()
+    report = None
+    with suppress(ValueError):
+        engine = owner.runtime(messages, host_code=options.version_compatible).engine(plan)
+        report = engine.inspect() if engine else None
+    if report is None:
+        notes.append("the engine could not be inspected on this GPU: " + ("; ".join(messages.errors()) or "no report"))
+    return report
+
+
+def _parity(
+    plan: bytes, sidecar: EngineManifest, model: onnx.ModelProto, request: BuildRequest
+) -> dict[str, Any] | None:
+    """Run the engine and hold it to the recipe's contract, before it is written where anybody would find it.
+
+    Raises:
+        VerificationError: the engine does not compute what the float32 model computes.
+
+    """
+    manifest = sidecar.source
+    if manifest is None or _held_precision(model):
+        return None
+    with tempfile.TemporaryDirectory(prefix="vimdeploy-") as folder:
+        path = Path(folder) / "check.engine"
+        write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
+        batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
+        images = sample_images(manifest.preprocessing, request.images, min(batch, 8))
+        with Session(path, graphs=0, plugin=request.options.plugin) as session:
+            candidate = joined(SessionBackend(session).run(images))
+        reference = joined(OnnxBackend(model).run(images))
+    contract: ParityContract = getattr(manifest.contract, sidecar.precision)
+    metrics = compare(candidate, reference, contract, classes=manifest.model.task == "classify")
+    if not metrics.passed:
+        raise VerificationError(
+            f"the engine does not compute what the float32 model computes: {'; '.join(metrics.violations)}.",
+            hint="Nothing was written. 'vimdeploy verify MODEL.onnx --ladder' says on which rung and at which node.",
+        )
+    return metrics.to_dict()
+
+
+def show_profile(profile: Profile) -> str:
+    """Return a profile in words: ``images 1, 8, 64 x 3 x 224 x 224``."""
+    rows = []
+    for name, (least, best, most) in profile.items():
+        rest = " x ".join(map(str, most[1:]))
+        same = least[1:] == best[1:] == most[1:]
+        shapes = f"{least[0]}, {best[0]}, {most[0]} x {rest}" if same else f"{least}, {best}, {most}"
+        rows.append(f"{name} {shapes}")
+    return "; ".join(rows)

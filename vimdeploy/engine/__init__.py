@@ -1,1 +1,0 @@
-"""Everything about TensorRT, nothing about torch."""

@@ -1,0 +1,1 @@
+"""DeiT, the baseline to measure against."""

@@ -1,0 +1,1 @@
+"""Vision Mamba: classifiers and dense backbones."""

@@ -1,0 +1,1 @@
+"""Native code: where its sources and builds lie, how it is compiled."""

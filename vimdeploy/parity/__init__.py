@@ -1,0 +1,1 @@
+"""How close two forms of one model are, and where they part."""

@@ -1,0 +1,163 @@
+"""Does an ONNX file compute what the PyTorch model computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vimdeploy.artifacts.recipe import ParityContract
+from vimdeploy.backends.base import Backend, OnnxBackend, TorchBackend
+from vimdeploy.errors import ArtifactError
+from vimdeploy.parity.metrics import Metrics, compare, relative_rms
+
+if TYPE_CHECKING:
+    import onnx
+
+    from vimdeploy.models.registry import FamilyModel
+
+Array = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """One comparison of one output at one batch size."""
+
+    batch: int
+    output: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Report:
+    """Parity of a candidate with its reference."""
+
+    reference: str
+    candidate: str
+    contract: ParityContract
+    results: tuple[BatchResult, ...]
+    departs: str | None
+    """Where the two part first, when the contract is broken."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every batch size kept the contract."""
+        return all(result.metrics.passed for result in self.results)
+
+    @property
+    def violations(self) -> list[str]:
+        """Everything that broke the contract, with its batch size."""
+        several = len({r.output for r in self.results}) > 1
+        return [
+            f"batch {r.batch}{f', output {r.output}' if several else ''}: {text}"
+            for r in self.results
+            for text in r.metrics.violations
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "passed": self.passed,
+            "reference": self.reference,
+            "candidate": self.candidate,
+            "contract": self.contract.model_dump(),
+            "results": [{"batch": r.batch, "output": r.output, **r.metrics.to_dict()} for r in self.results],
+            "departs": self.departs,
+        }
+
+
+def verify_onnx(
+    onnx_model: Path | onnx.ModelProto,
+    model: FamilyModel,
+    task: str,
+    images: Array,
+    batches: Sequence[int],
+    contract: ParityContract,
+    progress: Progress | None = None,
+) -> Report:
+    """Compare an ONNX model in ONNX Runtime with the PyTorch model.
+
+    Args:
+        onnx_model: a file or a model in memory.
+        model: the PyTorch model in eval mode.
+        task: what both compute, one of :data:`vimdeploy.models.tasks.TASKS`.
+        images: (N, C, H, W) float32.
+        batches: sizes at which the ONNX model runs; every size sees all images.
+        contract: the bounds to keep.
+        progress: told about finished images.
+
+    Raises:
+        ArtifactError: the ONNX model does not run, or lacks an output.
+
+    """
+    total, done = len(images) * (len(batches) + 1), 0
+
+    def run(backend: Backend, batch: int) -> dict[str, Array]:
+        nonlocal done
+        parts = []
+        for part in _split(images, batch):
+            parts.append(backend.run(part))
+            done = min(done + len(part), total)
+            if progress:
+                progress(done, total)
+        return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]}
+
+    candidate = OnnxBackend(onnx_model)
+    expected = run(TorchBackend(model, task), max(batches))
+    results = []
+    for batch in batches:
+        outputs = run(candidate, batch)
+        if missing := [name for name in expected if name not in outputs]:
+            source = onnx_model if isinstance(onnx_model, Path) else "the exported model"
+            raise ArtifactError(
+                f"{source}: has no output {', '.join(missing)}; it gives {', '.join(outputs)}.",
+                hint="Export the model again with `vimdeploy export`.",
+            )
+        for name, reference in expected.items():
+            metrics = compare(outputs[name], reference, contract, classes=task == "classify")
+            results.append(BatchResult(batch, name, metrics))
+    departs = None
+    if not all(result.metrics.passed for result in results):
+        departs = first_departure(onnx_model, model, task, images[: min(batches)], contract)
+    return Report("torch float32", "ONNX Runtime", contract, tuple(results), departs)
+
+
+def first_departure(
+    onnx_model: Path | onnx.ModelProto, model: FamilyModel, task: str, images: Array, contract: ParityContract
+) -> str:
+    """Return where two models first differ by more than rounding, in words that follow "they part"."""
+    reference = TorchBackend(model, task, taps=True).run(images)
+    candidate = OnnxBackend(onnx_model, taps=list(reference)).run(images)
+    taps = [name for name in reference if name.startswith("block.")]
+    bound = max(contract.relative_rms or 0.0, 1e-4)
+    # Values that are equal by construction (the residual input of both layers of a pair) are one value in the file.
+    known = [tap for tap in taps if tap in candidate]
+    if not known:
+        return "at a place that is not known: the file does not name its inner values"
+    for tap in known:
+        a, b = candidate[tap], reference[tap]
+        if a.shape != b.shape or not relative_rms(a, b) <= bound:
+            _, block, what = tap.split(".")
+            if what == "residual" and block == "0":
+                return "before block 0: patch embedding, class token or position embeddings"
+            where = {"residual": "its residual input", "hidden": "the output of its mixer", "output": "its output"}[
+                what
+            ]
+            return f"in block {block}, {where}"
+    outputs = ", ".join(name for name in reference if name not in taps)
+    return f"after the last block: final norm, choice of tokens or head ({outputs})"
+
+
+def _split(images: Array, batch: int) -> list[Array]:
+    """Cut images into batches of exactly ``batch``, the last one filled up with its last image."""
+    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    short = batch - len(parts[-1])
+    if short:
+        parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], short, axis=0)])
+    return parts

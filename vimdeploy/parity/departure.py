@@ -1,0 +1,80 @@
+"""Which node of a converted model first departs from the original, and what it did there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.parity.metrics import relative_rms
+
+Array = npt.NDArray[np.float32]
+_CHUNK = 200
+"""Inner values read in one run; all of a large model at once would hold gigabytes."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A node whose output departs although its inputs do not."""
+
+    node: str
+    op: str
+    error: float
+    """Relative RMS of its output."""
+    largest: float
+    """Largest absolute value of its output in the original."""
+
+    def in_words(self) -> str:
+        """Say where and how."""
+        if not np.isfinite(self.error):
+            what = f"overflows (values reach {self.largest:.3g})"
+        else:
+            what = f"departs by relative RMS {self.error:.1e} (values reach {self.largest:.3g})"
+        return f"node '{self.node}' ({self.op}) {what}"
+
+
+def first_departing_node(
+    original: onnx.ModelProto, candidate: onnx.ModelProto, images: Array, bound: float
+) -> Departure | None:
+    """Compare every value that both models have, in order of computation.
+
+    Args:
+        original: float32.
+        candidate: float32 as well; a half-precision model goes through :func:`vimdeploy.graph.emulate.emulate`.
+        images: a batch that both take.
+        bound: relative RMS above which a value has departed.
+
+    Returns:
+        The first node with an output beyond ``bound``; else the one after which the error grew most; None where no
+        value differs.
+
+    """
+    shared = [(node, name) for node in original.graph.node for name in node.output if name in _outputs(candidate)]
+    worst: Departure | None = None
+    growth, before = 1.0, 1e-7
+    for start in range(0, len(shared), _CHUNK):
+        names = [name for _, name in shared[start : start + _CHUNK]]
+        a, b = OnnxBackend(candidate, taps=names).run(images), OnnxBackend(original, taps=names).run(images)
+        for node, name in shared[start : start + _CHUNK]:
+            if a[name].dtype.kind != "f" or a[name].shape != b[name].shape:
+                continue
+            found = Departure(node.name, node.op_type, _error(a[name], b[name]), float(np.abs(b[name]).max()))
+            if not found.error <= bound:
+                return found
+            if found.error > before * growth:
+                worst, growth = found, found.error / before
+            before = max(before, found.error)
+    return worst
+
+
+def _outputs(model: onnx.ModelProto) -> frozenset[str]:
+    return frozenset(name for node in model.graph.node for name in node.output)
+
+
+def _error(a: Array, b: Array) -> float:
+    if not np.isfinite(a).all() and np.isfinite(b).all():
+        return float("inf")
+    return relative_rms(a, b)

@@ -1,0 +1,48 @@
+"""How large activations become on sample inputs: what decides whether FP16 can hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.graph.precision import POLICY
+
+
+def watched(model: onnx.ModelProto) -> list[str]:
+    """Return the values of a float32 model that cross into or out of half precision under the policy."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    names: dict[str, None] = {}
+    for node in model.graph.node:
+        if (node.domain, node.op_type) in POLICY:
+            names.update(dict.fromkeys(n for n in (*node.input, *node.output) if n and n not in weights))
+    return list(names)
+
+
+def measure(model: onnx.ModelProto, images: npt.NDArray[np.float32], batch: int = 4) -> Mapping[str, float]:
+    """Return the largest absolute value of every watched tensor over ``images``, in ONNX Runtime.
+
+    NaN and infinity count as infinite: no type holds them.
+
+    Args:
+        model: float32.
+        images: (N, C, H, W); the last batch is filled up with its last image.
+        batch: images at a time; a model of a fixed batch takes its own.
+
+    """
+    inputs = {value.name for value in model.graph.input}
+    names = watched(model)
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    batch = fixed or min(batch, len(images))
+    backend = OnnxBackend(model, taps=names)
+    largest: dict[str, float] = {name: float(np.abs(images).max()) for name in names if name in inputs}
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        part = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
+        for name, value in backend.run(part).items():
+            top = float(np.abs(value).max())
+            largest[name] = max(largest.get(name, 0.0), top if np.isfinite(top) else float("inf"))
+    return largest

@@ -1,0 +1,129 @@
+"""The rungs of one exported model, for :func:`vimdeploy.parity.ladder.climb`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from vimdeploy.artifacts.engine_manifest import read_engine_manifest
+from vimdeploy.artifacts.manifest import Manifest
+from vimdeploy.backends.base import Backend, OnnxBackend, SessionBackend, TorchBackend
+from vimdeploy.errors import ArtifactError, MissingDependencyError, VerificationError, VimdeployError
+from vimdeploy.graph.check import check_model
+from vimdeploy.graph.emulate import emulate
+from vimdeploy.graph.precision import PRECISIONS, Policy, convert_model
+from vimdeploy.parity.departure import first_departing_node
+from vimdeploy.parity.ladder import Rung
+from vimdeploy.parity.ranges import measure
+from vimdeploy.parity.sensitivity import Stage, Task, fit
+from vimdeploy.runtime.cuda import CudaDevice
+
+if TYPE_CHECKING:
+    import onnx
+
+    from vimdeploy.models.registry import FamilyModel
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified: an exported float32 model, in a half precision, down to its engines."""
+
+    model: onnx.ModelProto
+    manifest: Manifest
+    torch_model: FamilyModel | None
+    """None leaves the PyTorch rungs out, with the reason below."""
+    torch_missing: str = ""
+    precision: str = "fp16"
+    policy: Policy | None = None
+    """None takes what ``convert`` and ``build-engine`` do: the policy with the recipe's exclusions, and the blocks in
+    float32 without which the contract cannot be kept."""
+    engines: tuple[Path, ...] = ()
+
+
+def make_rungs(subject: Subject, images: Array, stage: Stage = lambda _: None) -> list[Rung]:
+    """Return the ladder: torch float32, torch half, ONNX float32, ONNX half, engine float32, engine half."""
+    task, half = subject.manifest.model.task, subject.precision
+    fixed = subject.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+    converted, kept = _converted(subject, images[: fixed or 4], stage)
+    emulated = emulate(converted)
+    note = f"{', '.join(kept)} in float32" if kept else ""
+    bound = getattr(subject.manifest.contract, half).relative_rms or 1e-2
+
+    def torch_rung(precision: str) -> Backend:
+        if subject.torch_model is None:
+            raise MissingDependencyError(subject.torch_missing or "the checkpoint is not at hand")
+        if precision == "fp32":
+            return TorchBackend(subject.torch_model, task)
+        from vimdeploy.parity.torch_policy import lowered
+
+        return TorchBackend(lowered(subject.torch_model, precision, keep=kept), task)
+
+    def half_rung() -> Backend:
+        # What is emulated is float32: a type that an op does not take would go unseen.
+        try:
+            check_model(converted, f"the {half} model", allow_reversal=True)
+        except ArtifactError as error:
+            raise VerificationError(error.message) from error
+        return OnnxBackend(emulated)
+
+    def departs(samples: Array) -> str:
+        found = first_departing_node(subject.model, emulated, samples[: fixed or 2], bound)
+        return found.in_words() if found else "no single node departs from the float32 model"
+
+    return [
+        Rung("torch float32", "fp32", lambda: torch_rung("fp32")),
+        Rung(f"torch {half}", half, lambda: torch_rung(half), note=note),
+        Rung("ONNX float32", "fp32", lambda: OnnxBackend(subject.model), batch=fixed),
+        Rung(f"ONNX {half}", half, half_rung, departs, fixed, note),
+        *(_engine_rung(subject, precision) for precision in ("fp32", half)),
+    ]
+
+
+def _converted(subject: Subject, images: Array, stage: Stage) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model in half precision and the blocks that stayed float32."""
+    precision, manifest = PRECISIONS[subject.precision], subject.manifest
+    ranges = measure(subject.model, images)
+    if subject.policy is not None:
+        return convert_model(subject.model, precision, subject.policy, ranges=ranges)[0], ()
+    contract = getattr(manifest.contract, precision.name)
+    task = Task(subject.model, images, contract, manifest.model.task == "classify", ranges)
+    fitted = fit(task, precision, Policy(keep=manifest.precision.keep_fp32), stage)
+    return fitted.model, fitted.kept
+
+
+def _engine_rung(subject: Subject, precision: str) -> Rung:
+    def open_engine() -> Backend:
+        CudaDevice()  # says first that there is no GPU
+        for path in subject.engines:
+            if read_engine_manifest(path).precision == precision:
+                from vimdeploy.runtime.session import Session
+
+                return SessionBackend(Session(path))
+        raise MissingDependencyError(f"no {precision} engine was given")
+
+    return Rung(f"engine {precision}", precision, open_engine)
+
+
+def engine_source(plan: Path) -> Path:
+    """Return the ONNX file that a plan was built from, beside it; VimdeployError where it is not there."""
+    manifest = read_engine_manifest(plan)
+    source = plan.parent / manifest.onnx_file
+    if not source.is_file():
+        raise VimdeployError(
+            f"{source}: the ONNX file that {plan.name} was built from is not there.",
+            hint="Copy it beside the plan; it is what the plan is verified against.",
+        )
+    from vimdeploy.artifacts.files import sha256_file
+
+    if sha256_file(source) != manifest.onnx_sha256:
+        raise ArtifactError(
+            f"{source}: is not the file that {plan.name} was built from (SHA-256 differs).",
+            hint="Build the engine again from it.",
+        )
+    return source

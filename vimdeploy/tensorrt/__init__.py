@@ -1,0 +1,1 @@
+"""Everything that talks to TensorRT; ``api`` alone imports it."""

@@ -1,0 +1,123 @@
+"""Plain data that crosses the boundary to TensorRT: what :mod:`vimdeploy.tensorrt.api` takes and gives."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Message:
+    """One line of TensorRT's log: severity is error, warning, info or verbose."""
+
+    severity: str
+    text: str
+
+
+class Messages:
+    """Everything TensorRT said, collected thread-safely for the translation of errors."""
+
+    def __init__(self, forward: Callable[[Message], None] | None = None) -> None:
+        self._lock = threading.Lock()
+        self._lines: list[Message] = []
+        self._forward = forward
+
+    def add(self, severity: str, text: str) -> None:
+        """Keep one line; forward it where the caller asked for it."""
+        message = Message("error" if severity == "internal_error" else severity, text.strip())
+        if message.severity in ("error", "warning"):
+            with self._lock:
+                self._lines.append(message)
+        if self._forward:
+            self._forward(message)
+
+    def errors(self) -> list[str]:
+        """Return the text of every error so far."""
+        with self._lock:
+            return [line.text for line in self._lines if line.severity == "error"]
+
+
+class Progress(Protocol):
+    """What a build reports to. ``step`` returns False to cancel. Calls may come from any thread."""
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """Open ``phase`` of ``steps`` steps inside ``parent``."""
+
+    def step(self, phase: str, step: int) -> bool:
+        """Step ``step`` of ``phase`` is done; return whether to go on."""
+
+    def finish(self, phase: str) -> None:
+        """Close ``phase``."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a parsed network. ``compute``: a matrix product, convolution or plugin; ``dtype``: of its output."""
+
+    name: str
+    kind: str
+    dtype: str
+    compute: bool
+    plugin: bool
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output; -1 stands for a dimension that is free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    is_input: bool
+
+
+@dataclass(frozen=True)
+class ParseProblem:
+    """One error of the ONNX parser."""
+
+    code: str
+    text: str
+    node: str
+    op: str
+
+
+Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""Per input: its smallest, best and largest shape."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a build may be told; see ``vimdeploy build-engine --help``. ``workspace`` is in bytes."""
+
+    profiles: tuple[Profile, ...] = ()
+    compute_capabilities: tuple[str, ...] = ()
+    workspace: int | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    embed_plugins: tuple[str, ...] = ()
+    strip_weights: bool = False
+    tf32: bool = False
+    timing_cache: bytes | None = None
+
+
+class TimingCacheHandle(Protocol):
+    """TensorRT's timings after a build."""
+
+    refused: bool
+    """Whether TensorRT would not take what was stored before."""
+
+    def merged(self, stored: bytes) -> bytes:
+        """Return these timings and what ``stored`` has besides, serialised; without it where TensorRT refuses it."""
+
+
+@dataclass
+class Built:
+    """A serialised plan, or None where TensorRT gave up (its messages say why), and the timing cache after it."""
+
+    plan: bytes | None
+    timing_cache: TimingCacheHandle | None = None
+    bad_profile: bool = False

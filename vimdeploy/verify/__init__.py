@@ -1,1 +1,0 @@
-"""Compares any two forms of one model and says where they part."""
