@@ -59,7 +59,9 @@ def load_image(file: Path | BinaryIO, spec: InputSpec, *, name: str = "") -> Flo
             image = opened.convert(_MODES[spec.channels])
     except FileNotFoundError as error:
         raise ImageError(f"{path}: there is no such file.") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: cannot be read as an image: its content is none.") from error
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: cannot be read as an image ({error}).") from error
     image = _resize_and_crop(image, spec)
     values = np.asarray(image, dtype=np.float32) / 255

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vimdeploy.artifacts.files import sha256_bytes
 from vimdeploy.errors import UsageError, nearest
 from vimdeploy.predicting.items import Item
 from vimdeploy.predicting.rows import Prediction
@@ -46,6 +47,12 @@ class Truths:
             self._learn_folders(sources)
         elif option != SOURCE:
             self._table = {image: self._required(label, option) for image, label in _read(option).items()}
+
+    @property
+    def identity(self) -> str:
+        """What rows depend on: the option, and the content of a file of labels."""
+        table = json.dumps(self._table, sort_keys=True).encode()
+        return f"{self._by} {sha256_bytes(table)}" if self._table else self._by
 
     def __call__(self, item: Item) -> int | None:
         """Return the index of the true class; None where it is not known."""

@@ -96,7 +96,7 @@ class Run:
             model=predictor.fingerprint,
             task=predictor.manifest.model.task,
             top=request.top,
-            labels=request.labels,
+            labels=self.truths.identity if self.truths else None,
             rows_per_shard=request.shard_rows or rows_per_shard(outputs),
             outputs={name: list(shape) for name, shape in outputs.items()},
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from vimdeploy.artifacts.files import write_all
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
@@ -212,7 +213,7 @@ def _filesystem(uri: str) -> tuple[FileSystem, str]:
             hint="pip install 'vimdeploy[parquet]'",
         ) from error
     try:
-        found: tuple[FileSystem, str] = FileSystem.from_uri(uri)
+        found: tuple[FileSystem, str] = FileSystem.from_uri(_quoted(uri))
     except pa.ArrowInvalid as refusal:
         try:
             from fsspec.core import url_to_fs
@@ -227,6 +228,13 @@ def _filesystem(uri: str) -> tuple[FileSystem, str]:
     except OSError as error:
         raise UsageError(f"{uri}: cannot be reached: {str(error).partition(chr(10))[0][:_LONGEST_REASON]}.") from error
     return found
+
+
+def _quoted(uri: str) -> str:
+    """Escape what an address may not hold and names do: spaces, brackets, wildcards."""
+    scheme, _, rest = uri.partition("://")
+    path, mark, options = rest.partition("?")
+    return f"{scheme}://{quote(path, safe='/:@')}{mark}{options}"
 
 
 def join(folder: str, name: str) -> str:
