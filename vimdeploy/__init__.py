@@ -5,16 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from vimdeploy.runtime.device_session import Face
+    from vimdeploy.interop import Substitution
+    from vimdeploy.runtime.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "substitute_mamba_ssm"]
 
 
-def load(path: str | Path, **options: Any) -> Face:
+def load(path: str | Path, **options: Any) -> Session:
     """Open a plan or an ONNX file for running; see :func:`vimdeploy.runtime.session.load`."""
     from vimdeploy.runtime.session import load as open_file
 
     return open_file(path, **options)
+
+
+def substitute_mamba_ssm(**options: Any) -> AbstractContextManager[Substitution]:
+    """Import, build and run models of mamba_ssm without it; see :func:`vimdeploy.interop.substitute_mamba_ssm`."""
+    from vimdeploy.interop import substitute_mamba_ssm as substitute
+
+    return substitute(**options)

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vimdeploy.errors import ArtifactError, ImageError, UsageError
-from vimdeploy.predicting import sources
 from vimdeploy.predicting.containers import ParquetColumns
 from vimdeploy.predicting.items import Item, Seen, once_each
 from vimdeploy.predicting.sources import check, count, expand
@@ -177,9 +176,3 @@ def test_keys_are_remembered_beyond_the_recent_ones(monkeypatch):
     seen = Seen()
     assert all(seen.add(str(i)) for i in range(1000))
     assert not any(seen.add(str(i)) for i in range(1000))
-
-
-def test_the_suffixes_are_those_that_the_image_room_reads():
-    from vimdeploy.artifacts import images
-
-    assert set(sources.IMAGE_SUFFIXES) == set(images._SUFFIXES)

@@ -109,7 +109,7 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Export a checkpoint to a verified ONNX file."""
-    from vimdeploy.backends.base import require
+    from vimdeploy.errors import require
 
     require("torch", "export", "vimdeploy export")
     require("onnxscript", "export", "vimdeploy export")
@@ -165,7 +165,7 @@ def verify(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON; - prints it.")] = None,
 ) -> None:
     """Prove that an ONNX file or a plan computes what the PyTorch model computes; exit code 1 if it does not."""
-    from vimdeploy.backends.base import require
+    from vimdeploy.errors import require
 
     if ladder or engine or cli_engine.is_plan(model):
         cli_engine.verify_ladder(model, checkpoint, images, samples, engine or [], bf16, json_file)
@@ -253,7 +253,7 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """Export, verify and run a small model that was really trained (handwritten digits)."""
-    from vimdeploy.backends.base import require
+    from vimdeploy.errors import require
 
     require("torch", "export", "vimdeploy demo")
     require("onnxscript", "export", "vimdeploy demo")

@@ -14,19 +14,23 @@ from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, Targ
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
 from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
+from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.artifacts.recipe import BatchProfile, ParityContract
-from vimdeploy.backends.base import OnnxBackend, SessionBackend, joined, read_onnx
+from vimdeploy.artifacts.tensors import Profile
+from vimdeploy.backends.base import joined, run_batched
+from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.session import SessionBackend
 from vimdeploy.commands.convert import ConvertRequest, convert_in_memory, owing
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
 from vimdeploy.graph.precision import PRECISIONS
 from vimdeploy.parity.metrics import compare
 from vimdeploy.runtime.cuda import CudaDevice
-from vimdeploy.runtime.session import Session
+from vimdeploy.runtime.plan_session import PlanSession
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import builder as engine_build
 from vimdeploy.tensorrt import plugin as plugins
 from vimdeploy.tensorrt import proof, timing
-from vimdeploy.tensorrt.boundary import Layer, Messages, Profile, TimingCacheHandle
+from vimdeploy.tensorrt.boundary import Layer, Messages, TimingCacheHandle
 from vimdeploy.tensorrt.options import BuildOptions, check_options
 from vimdeploy.tensorrt.progress import Bar, Tracker
 
@@ -313,9 +317,9 @@ def _parity(
         write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
         batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
         images = sample_images(manifest.preprocessing, request.images, min(batch, 8))
-        with Session(path, graphs=0, plugin=request.options.plugin) as session:
-            candidate = joined(SessionBackend(session).run(images))
-        reference = joined(OnnxBackend(model).run(images))
+        with PlanSession(path, graphs=0, plugin=request.options.plugin, allow_host_code=True) as session:
+            candidate = joined(run_batched(SessionBackend(session), images))
+        reference = joined(run_batched(OnnxBackend(model), images))
     contract: ParityContract = getattr(manifest.contract, sidecar.precision)
     metrics = compare(candidate, reference, contract, classes=manifest.model.task == "classify")
     if not metrics.passed:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
 from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
+from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import read_onnx
+from vimdeploy.backends.base import Progress
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model
-from vimdeploy.parity.ladder import Progress
 from vimdeploy.parity.metrics import Metrics
 from vimdeploy.parity.ranges import measure
 from vimdeploy.parity.sensitivity import Stage, Task, fit
@@ -161,7 +161,7 @@ def owing(manifest: Manifest, precision: str, max_error: float | None) -> Manife
 
 def converted_manifest(manifest: Manifest, converted: Converted, content: bytes) -> Manifest:
     """Return the manifest of a converted file: the original's, with what the conversion changed."""
-    from vimdeploy.commands.pipeline import tensor_info
+    from vimdeploy.artifacts.onnx_file import tensor_info
 
     report = converted.report
     conversion: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, read_manifest
-from vimdeploy.backends.base import read_onnx
+from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.commands.pipeline import VerifyRequest, find_checkpoint, request_of
 from vimdeploy.errors import UsageError, VerificationError
 from vimdeploy.graph.check import check_model
@@ -18,7 +18,7 @@ from vimdeploy.parity.rungs import Subject, engine_source, make_rungs
 if TYPE_CHECKING:
     from vimdeploy.artifacts.manifest import Manifest
     from vimdeploy.commands.pipeline import Stage
-    from vimdeploy.models.registry import FamilyModel
+    from vimdeploy.models.family import FamilyModel
 
 
 def verify_ladder(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vimdeploy import __version__, contract
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
@@ -19,13 +19,12 @@ from vimdeploy.artifacts.manifest import (
     Manifest,
     ModelInfo,
     OnnxInfo,
-    TensorInfo,
     is_stale,
     manifest_path,
     read_manifest,
 )
+from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx, tensor_info
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, Parity, ParityContract, Precision
-from vimdeploy.backends.base import read_onnx
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.parity.compare import Report, verify_onnx
 
@@ -85,7 +84,7 @@ def export(
     check_writable(output)
     stage(f"Reading {checkpoint.name}" if checkpoint else f"Making {model.arch}")
     loaded = load_model(checkpoint, replace(model, task=request.task))
-    task = request.task or ("dense" if loaded.recognised.is_backbone else "classify")
+    task = request.task or next(iter(loaded.model.tasks()))
     stage("Exporting to ONNX")
     onnx_model = export_onnx(loaded.model, task=task, batch=request.batch, opset=request.opset)
     stage("Checking the graph")
@@ -184,7 +183,7 @@ def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
 
 
 def _default_batches(onnx_model: onnx.ModelProto) -> tuple[int, ...]:
-    fixed = onnx_model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    fixed = fixed_batch(onnx_model)
     return (fixed,) if fixed else (1, 3)
 
 
@@ -229,12 +228,12 @@ def _manifest(
 ) -> Manifest:
     recipe = loaded.recipe
     names = [node.op_type for node in onnx_model.graph.node if node.domain == contract.DOMAIN]
-    count = 0 if loaded.recognised.is_backbone else loaded.config.num_classes
+    count = 0 if loaded.config.is_backbone else loaded.config.num_classes
     classes = Classes(count=count, names=loaded.labels)
     return Manifest(
         tools={"vimdeploy": __version__, **{name: version(name) for name in ("torch", "onnx", "onnxscript")}},
         model=ModelInfo(
-            family=loaded.recognised.family,
+            family=loaded.config.family,
             task=request.task or "classify",
             recipe=recipe.name if recipe else None,
             parameters=sum(p.numel() for p in loaded.model.parameters()),
@@ -274,15 +273,3 @@ def _batch_profile(loaded: LoadedModel, fixed: int | None) -> BatchProfile:
     if fixed is not None:
         return BatchProfile(min=fixed, opt=fixed, max=fixed)
     return loaded.recipe.batch if loaded.recipe else BatchProfile()
-
-
-def tensor_info(value: Any) -> TensorInfo:
-    """Return name, dtype and shape of an ONNX graph input or output."""
-    import onnx
-
-    tensor = value.type.tensor_type
-    return TensorInfo(
-        name=value.name,
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
-        shape=tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim),
-    )

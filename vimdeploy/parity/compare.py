@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import Backend, OnnxBackend, TorchBackend
-from vimdeploy.errors import ArtifactError
+from vimdeploy.backends.base import Array, Progress, filled, run_batched
+from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.errors import ArtifactError, UsageError
 from vimdeploy.parity.metrics import Metrics, compare, relative_rms
 
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.registry import FamilyModel
-
-Array = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
+    from vimdeploy.models.family import FamilyModel
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def verify_onnx(
     Args:
         onnx_model: a file or a model in memory.
         model: the PyTorch model in eval mode.
-        task: what both compute, one of :data:`vimdeploy.models.tasks.TASKS`.
+        task: what both compute, one of :data:`vimdeploy.models.family.TASKS`.
         images: (N, C, H, W) float32.
         batches: sizes at which the ONNX model runs; every size sees all images.
         contract: the bounds to keep.
@@ -94,27 +88,29 @@ def verify_onnx(
 
     Raises:
         ArtifactError: the ONNX model does not run, or lacks an output.
+        UsageError: a batch that the ONNX model does not take.
 
     """
-    total, done = len(images) * (len(batches) + 1), 0
+    from vimdeploy.backends.torch import TorchBackend
 
-    def run(backend: Backend, batch: int) -> dict[str, Array]:
-        nonlocal done
-        parts = []
-        for part in _split(images, batch):
-            parts.append(backend.run(part))
-            done = min(done + len(part), total)
-            if progress:
-                progress(done, total)
-        return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]}
+    def part(index: int) -> Progress | None:
+        """Return who is told about the runs before and run ``index``, as one."""
+        total = len(images) * (len(batches) + 1)
+        return progress and (lambda done, count: progress(index * count + done, total))
 
+    source = onnx_model if isinstance(onnx_model, Path) else "the exported model"
     candidate = OnnxBackend(onnx_model)
-    expected = run(TorchBackend(model, task), max(batches))
+    fixed = candidate.fixed_batch
+    if fixed and (other := next((batch for batch in batches if batch != fixed), None)):
+        raise UsageError(
+            f"{source}: takes batches of {fixed} only, not of {other}.",
+            hint=f"Leave --batch out, or give {fixed}; an export without --batch takes any.",
+        )
+    expected = run_batched(TorchBackend(model, task), images, max(batches), part(0))
     results = []
-    for batch in batches:
-        outputs = run(candidate, batch)
+    for index, batch in enumerate(batches, 1):
+        outputs = run_batched(candidate, images, batch, part(index))
         if missing := [name for name in expected if name not in outputs]:
-            source = onnx_model if isinstance(onnx_model, Path) else "the exported model"
             raise ArtifactError(
                 f"{source}: has no output {', '.join(missing)}; it gives {', '.join(outputs)}.",
                 hint="Export the model again with `vimdeploy export`.",
@@ -124,7 +120,7 @@ def verify_onnx(
             results.append(BatchResult(batch, name, metrics))
     departs = None
     if not all(result.metrics.passed for result in results):
-        departs = first_departure(onnx_model, model, task, images[: min(batches)], contract)
+        departs = first_departure(onnx_model, model, task, filled(images, min(batches)), contract)
     return Report("torch float32", "ONNX Runtime", contract, tuple(results), departs)
 
 
@@ -132,6 +128,8 @@ def first_departure(
     onnx_model: Path | onnx.ModelProto, model: FamilyModel, task: str, images: Array, contract: ParityContract
 ) -> str:
     """Return where two models first differ by more than rounding, in words that follow "they part"."""
+    from vimdeploy.backends.torch import TorchBackend
+
     reference = TorchBackend(model, task, taps=True).run(images)
     candidate = OnnxBackend(onnx_model, taps=list(reference)).run(images)
     taps = [name for name in reference if name.startswith("block.")]
@@ -152,12 +150,3 @@ def first_departure(
             return f"in block {block}, {where}"
     outputs = ", ".join(name for name in reference if name not in taps)
     return f"after the last block: final norm, choice of tokens or head ({outputs})"
-
-
-def _split(images: Array, batch: int) -> list[Array]:
-    """Cut images into batches of exactly ``batch``, the last one filled up with its last image."""
-    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
-    short = batch - len(parts[-1])
-    if short:
-        parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], short, axis=0)])
-    return parts

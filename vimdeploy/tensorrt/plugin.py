@@ -6,19 +6,20 @@ TensorRT is refused in words instead of crashing the process.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vimdeploy.contract import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from vimdeploy.contract import OPS, PLUGIN_NAMESPACE, PLUGIN_OPS, PLUGIN_VERSION
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.native.compile import Progress, build_plugin
-from vimdeploy.native.locate import PLUGIN, cache_folder, has_code, package_libraries, plugin_sources, source_hash
+from vimdeploy.native.libraries import PACKAGE, PLUGIN_KIND, BuildInfo, Library, examine, libraries, read_info
+from vimdeploy.native.locate import cache_folder
+from vimdeploy.native.places import Places
 
 __all__ = [
     "BuildInfo",
@@ -33,10 +34,9 @@ __all__ = [
     "registered_ops",
 ]
 
-ENVIRONMENT = "VIMDEPLOY_PLUGIN"
+ENVIRONMENT = PLUGIN_KIND.environment
 """Environment variable with the path of a plugin library."""
 
-_INFO = re.compile(rb"vimdeploy-plugin-info(\{[^}\x00]{1,2000}\})")
 _BUILD_HINT = "Build it with: vimdeploy build-plugin"
 
 
@@ -47,28 +47,6 @@ class Origin(Enum):
     ENVIRONMENT = f"named by {ENVIRONMENT}"
     WHEEL = "shipped in the package"
     CACHE = "built on this machine"
-
-
-@dataclass(frozen=True)
-class BuildInfo:
-    """What a plugin library says of itself."""
-
-    version: str
-    source_hash: str
-    tensorrt: str
-    """Version of the headers, ``"10.14"``."""
-    cuda: str
-    architectures: tuple[str, ...]
-    """``("80", "89", "89+PTX")``: machine code, and the architecture whose PTX newer GPUs compile at load time."""
-
-    @property
-    def tensorrt_major(self) -> int:
-        """Major version of TensorRT that the library is for."""
-        return int(self.tensorrt.split(".")[0])
-
-    def serves(self, compute_capability: tuple[int, int]) -> bool:
-        """Whether a GPU of this compute capability finds code it can run."""
-        return has_code(self.architectures, compute_capability)
 
 
 @dataclass(frozen=True)
@@ -96,31 +74,6 @@ class _Loaded:
 
 
 _LOADED = _Loaded()
-
-
-def read_info(path: Path) -> BuildInfo:
-    """Read what the library at ``path`` is, without loading it.
-
-    Raises:
-        ArtifactError: the file cannot be read or is no vimdeploy plugin library.
-    """
-    try:
-        match = _INFO.search(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
-    if match is None:
-        raise ArtifactError(f"{path} is not a vimdeploy plugin library", hint=_BUILD_HINT)
-    try:
-        values = json.loads(match.group(1))
-        return BuildInfo(
-            version=values["version"],
-            source_hash=values["source_hash"],
-            tensorrt=values["tensorrt"],
-            cuda=values["cuda"],
-            architectures=tuple(values["architectures"].split(",")),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} says unreadable things of itself: {match.group(1)!r}", hint=_BUILD_HINT) from error
 
 
 def check_fits(
@@ -203,22 +156,22 @@ def _age_key(library: PluginLibrary) -> float:
 
 
 def _candidates(cache: Path) -> Iterable[PluginLibrary]:
-    for path in package_libraries(PLUGIN):
-        yield _describe(path, Origin.WHEEL)
-    for path in sorted(cache.glob(f"[!.]*/{PLUGIN}")):
-        try:
-            yield _describe(path, Origin.CACHE)
-        except ArtifactError:
-            continue  # half a file that something else left there: not a reason to stop looking
+    """Yield every usable library that nobody names: half a file that something left there is no reason to stop."""
+    for found in libraries(PLUGIN_KIND, replace(Places(), env={"XDG_CACHE_HOME": str(cache.parents[1])})):
+        if not found.problem:
+            yield _as_plugin(found, Origin.WHEEL if found.source == PACKAGE else Origin.CACHE)
 
 
 def _describe(path: Path, origin: Origin) -> PluginLibrary:
-    info = read_info(path)
-    try:
-        current = info.source_hash == source_hash(plugin_sources())
-    except MissingDependencyError:
-        current = True  # no sources to compare with
-    return PluginLibrary(path.resolve(), origin, info, current)
+    found = examine(PLUGIN_KIND, path, origin.value)
+    if found.problem:
+        raise ArtifactError(f"{path}: {found.problem}", hint=_BUILD_HINT)
+    return _as_plugin(found, origin)
+
+
+def _as_plugin(found: Library, origin: Origin) -> PluginLibrary:
+    assert found.info is not None  # of every library without a problem of this kind
+    return PluginLibrary(found.path.resolve(), origin, found.info, found.is_current)
 
 
 def registered_ops(registry: Any) -> tuple[str, ...]:
@@ -269,7 +222,7 @@ def load_library(
         )
     library = find_library(explicit, tensorrt_version=trt.__version__, compute_capability=compute_capability)
     handle = registry.load_library(str(library.path))
-    missing = set(OPS) - set(registered_ops(registry))
+    missing = set(PLUGIN_OPS) - set(registered_ops(registry))
     if handle is None or missing:
         raise VimdeployError(
             f"TensorRT {trt.__version__} could not load {library.path}"
