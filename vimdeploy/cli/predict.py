@@ -70,13 +70,20 @@ def predict(
     column: Annotated[str | None, typer.Option(help="Parquet column with the image files' bytes.")] = None,
     key: Annotated[str | None, typer.Option(help="Parquet column that names the rows; default: file#row.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Parquet column with the true class.")] = None,
+    ops: Annotated[
+        str,
+        typer.Option("--ops", help="What computes the custom ops: native, body, or auto (native where it is here)."),
+    ] = "auto",
+    allow_modified: Annotated[
+        bool, typer.Option("--allow-modified", help="Take a file that its manifest does not describe.")
+    ] = False,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a parquet shard.")] = None,
 ) -> None:
     """Predict images with an exported model: classes, features, tokens or maps, one row an image."""
     from vimdeploy.commands.predict import ParquetColumns, Request, Run
 
     columns = ParquetColumns(column, key, label_column)
-    request = Request(top, batch, workers, labels, columns, shard_rows)
+    request = Request(top, batch, workers, labels, columns, ops, allow_modified, shard_rows)
     if output is None and shard_rows is not None:
         raise UsageError("--shard-rows is for parquet shards.", hint="Add -o FOLDER.")
     if output is None:

@@ -14,7 +14,7 @@ __all__ = ["ClassScore", "ParquetColumns", "Prediction", "Request", "Run", "Summ
 
 
 def predict(
-    model: str | Path, sources: Sequence[str | Path], *, top: int = 5, batch: int | None = None
+    model: str | Path, sources: Sequence[str | Path], *, top: int = 5, batch: int | None = None, ops: str = "auto"
 ) -> Iterator[Prediction]:
     """Yield one row an image, in the order of the sources.
 
@@ -24,13 +24,14 @@ def predict(
             :func:`vimdeploy.predicting.sources.expand`.
         top: how many classes a row lists.
         batch: images that run together; None takes what the manifest names as usual.
+        ops: what computes the custom ops of an ONNX file; see :func:`vimdeploy.runtime.ort.open_session`.
 
     Raises:
         ArtifactError: model or manifest is missing, corrupt or foreign.
         ImageError: a source is missing or holds no image. A file that is no image is a row with its error.
 
     """
-    return Run(model, [str(source) for source in sources], Request(top=top, batch=batch)).rows()
+    return Run(model, [str(source) for source in sources], Request(top=top, batch=batch, ops=ops)).rows()
 
 
 def predict_to(

@@ -31,6 +31,10 @@ class Request:
     labels: str | None = None
     """Where true classes are found; see :class:`~vimdeploy.predicting.labels.Truths`."""
     columns: ParquetColumns = field(default_factory=ParquetColumns)
+    ops: str = "auto"
+    """What computes the custom ops of an ONNX file; see :func:`vimdeploy.runtime.ort.open_session`."""
+    allow_modified: bool = False
+    """Take a file that its manifest does not describe."""
     shard_rows: int | None = None
     """Rows of a parquet shard; None takes what makes some 64 MB, at most 10,000."""
 
@@ -49,7 +53,9 @@ class Run:
         """
         self.sources, self.request = list(sources), request
         check(self.sources)
-        self.predictor = Predictor(model, top=request.top, batch=request.batch)
+        self.predictor = Predictor(
+            model, top=request.top, batch=request.batch, ops=request.ops, allow_modified=request.allow_modified
+        )
         self.repeated = 0
         """Keys that the sources gave again; each was predicted once."""
         self.truths: Truths | None = None
