@@ -9,17 +9,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vimdeploy.interop import Substitution
-    from vimdeploy.runtime.device_session import Face
+    from vimdeploy.runtime.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "substitute_mamba_ssm"]
+__all__ = ["__version__", "load", "ops_library", "substitute_mamba_ssm"]
 
 
-def load(path: str | Path, **options: Any) -> Face:
+def load(path: str | Path, **options: Any) -> Session:
     """Open a plan or an ONNX file for running; see :func:`vimdeploy.runtime.session.load`."""
     from vimdeploy.runtime.session import load as open_file
 
     return open_file(path, **options)
+
+
+def ops_library() -> str:
+    """Return the path of the native ops, for ``SessionOptions.register_custom_ops_library`` of ONNX Runtime.
+
+    Raises:
+        MissingDependencyError: it is not here and cannot be built; says why.
+
+    """
+    from vimdeploy.runtime.ort import native_ops
+
+    return str(native_ops("native"))
 
 
 def substitute_mamba_ssm(**options: Any) -> AbstractContextManager[Substitution]:

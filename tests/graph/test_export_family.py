@@ -10,7 +10,8 @@ import torch
 import vmamba_cases
 
 from vimdeploy import contract
-from vimdeploy.backends.base import OnnxBackend, TorchBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.torch import TorchBackend
 from vimdeploy.errors import UsageError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.export import export_onnx

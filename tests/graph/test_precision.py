@@ -15,13 +15,14 @@ from onnx import helper, numpy_helper
 
 from vimdeploy import contract
 from vimdeploy.artifacts.manifest import read_manifest
-from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.commands.convert import ConvertRequest, convert, convert_in_memory
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import BF16, FP16, POLICY, Policy, Precision, Rule, convert_model, policy_table
+from vimdeploy.graph.policy import BF16, FP16, POLICY, Policy, Precision, Rule, policy_table
 from vimdeploy.graph.precision import convert as lower
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.parity.ranges import measure
 
 
@@ -277,3 +278,14 @@ def test_the_command_converts_and_names_what_it_keeps(tiny: Path, tmp_path: Path
         "vim.onnx",
         "vim.onnx.json",
     ]
+
+
+def test_a_quantised_model_is_not_rounded_on_top(tiny_model: onnx.ModelProto) -> None:
+    quantised = onnx.ModelProto()
+    quantised.CopyFrom(tiny_model)
+    node = helper.make_node("DequantizeLinear", ["q", "scale"], ["w"], "dequantise_w")
+    quantised.graph.node.insert(0, node)
+    for request in (ConvertRequest("fp16"), ConvertRequest("bf16")):
+        with pytest.raises(ArtifactError, match=r"m\.onnx: is quantised already \(node 'dequantise_w'") as caught:
+            convert_in_memory(quantised, None, request, "m.onnx", lambda _: None)
+        assert "--fp32" in str(caught.value)

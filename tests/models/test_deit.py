@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from vmamba_cases import image, trained_like_arrays
 
 from vimdeploy.artifacts.recipe import recipes
-from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.errors import CheckpointError, MissingDependencyError, ModelError, UsageError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.export import export_onnx

@@ -6,7 +6,6 @@ the plan: trtexec and Triton would refuse it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +13,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vimdeploy.artifacts.files import sha256_file, sidecar_of
-from vimdeploy.artifacts.manifest import Manifest, TensorInfo, manifest_path
+from vimdeploy.artifacts.manifest import Count, Manifest, TensorInfo, manifest_path
+from vimdeploy.artifacts.structured import read_json
+from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.errors import ArtifactError
-from vimdeploy.tensorrt.boundary import Profile
 
 SCHEMA_VERSION = 1
 
@@ -61,7 +61,7 @@ class EngineManifest(_Section):
     kind: Literal["engine"] = "engine"
     tools: dict[str, str]
     plan_sha256: str
-    plan_bytes: int
+    plan_bytes: Count
     tensorrt: TensorRtInfo
     target: TargetInfo
     plugin: PluginInfo | None
@@ -99,6 +99,11 @@ class Machine:
     plugin_version: str | None = None
     plugin_sha256: str | None = None
 
+    @property
+    def capability_numbers(self) -> tuple[int, int] | None:
+        """``(8, 9)`` for ``sm_89``."""
+        return divmod(int(self.compute_capability[3:]), 10) if self.compute_capability else None
+
 
 def read_engine_manifest(plan: Path) -> EngineManifest:
     """Read the manifest beside a plan.
@@ -110,16 +115,15 @@ def read_engine_manifest(plan: Path) -> EngineManifest:
     path = sidecar_of(plan, manifest_path(plan))
     again = "Build the engine again with 'vimdeploy build-engine'."
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, hint=again)
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{path}: the manifest of {plan.name} is missing", hint=f"Copy it along with the plan. {again}"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path}: not a readable JSON file: {error}", hint=again) from error
     if not isinstance(data, dict) or data.get("kind") != "engine":
         raise ArtifactError(f"{path}: is not the manifest of an engine", hint=again)
-    if data.get("schema_version", 0) > SCHEMA_VERSION:
+    version = data.get("schema_version", 0)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(
             f"{path}: has engine schema {data['schema_version']}; this vimdeploy reads up to {SCHEMA_VERSION}",
             hint="Upgrade vimdeploy: pip install --upgrade vimdeploy",
@@ -131,11 +135,28 @@ def read_engine_manifest(plan: Path) -> EngineManifest:
         raise ArtifactError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}", hint=again) from error
 
 
-def refuse_unloadable(plan: Path, manifest: EngineManifest, machine: Machine) -> None:
-    """Raise ArtifactError, with every reason in words, unless this machine can load the plan."""
+def refuse_unloadable(
+    plan: Path,
+    manifest: EngineManifest,
+    machine: Machine,
+    *,
+    allow_modified: bool = False,
+    allow_host_code: bool = False,
+) -> None:
+    """Raise ArtifactError, with every reason in words, unless this machine can load the plan and the user lets it.
+
+    Args:
+        plan: the plan.
+        manifest: as it lies beside it.
+        machine: what is here.
+        allow_modified: take a plan that the manifest does not describe.
+        allow_host_code: take a plan that brings code for this machine's processor, which loading it would run.
+
+    """
     if not plan.exists():
         raise ArtifactError(f"{plan}: there is no such file", hint="Check the path of the plan.")
-    if plan.stat().st_size != manifest.plan_bytes or sha256_file(plan) != manifest.plan_sha256:
+    changed = plan.stat().st_size != manifest.plan_bytes or sha256_file(plan) != manifest.plan_sha256
+    if changed and not allow_modified:
         raise ArtifactError(
             f"{plan}: is not the plan that its manifest describes (SHA-256 differs)",
             hint="Copy plan and manifest together, or build the engine again.",
@@ -146,6 +167,17 @@ def refuse_unloadable(plan: Path, manifest: EngineManifest, machine: Machine) ->
             f"{plan}: cannot be loaded here: {'; '.join(reasons)}",
             hint="Build the engine again on this machine with 'vimdeploy build-engine', or run the ONNX file.",
         )
+    if (code := _host_code(manifest)) and not allow_host_code:
+        raise ArtifactError(
+            f"{plan}: brings code that loading it would run on this machine: {code}",
+            hint="If you trust whoever built it: --allow-host-code, in Python allow_host_code=True.",
+        )
+
+
+def _host_code(manifest: EngineManifest) -> str:
+    found = ["a lean runtime (it is version compatible)"] * manifest.tensorrt.version_compatible
+    found += ["a plugin library"] * bool(manifest.plugin and manifest.plugin.embedded)
+    return " and ".join(found)
 
 
 def _version(made: TensorRtInfo, machine: Machine) -> list[str]:
@@ -159,7 +191,13 @@ def _version(made: TensorRtInfo, machine: Machine) -> list[str]:
         return [f"it was built by {name} {made.version}, here is {here}"]
     if _release(here) < _release(made.version):
         return [f"it was built by {name} {made.version} and is compatible with later versions only, here is {here}"]
+    if _release(here)[0] not in _COMPATIBLE_MAJORS.get(_release(made.version)[0], ()):
+        return [f"it was built by {name} {made.version}, whose compatible plans {name} {here} does not take"]
     return []
+
+
+_COMPATIBLE_MAJORS = {8: (8, 10), 10: (10, 11), 11: (11,)}
+"""Which majors take a version-compatible plan of a major: their own and the next one, so far as NVIDIA has said it."""
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from vimdeploy import __version__
 from vimdeploy.cli import engine as cli_engine
 from vimdeploy.cli import module
+from vimdeploy.cli import predict as cli_predict
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 
@@ -46,6 +47,9 @@ _LARGEST_SIDE = 16384
 """A million tokens at patch 16, beyond what any machine runs; larger numbers are slips."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+OpsOption = Annotated[
+    str, typer.Option("--ops", help="What computes the custom ops: native, body, or auto (native where it is here).")
+]
 
 
 def main() -> None:
@@ -122,7 +126,7 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Export a checkpoint, or a module of your own (package.module:function), to a verified ONNX file."""
-    from vimdeploy.backends.base import require
+    from vimdeploy.errors import require
 
     require("torch", "export", "vimdeploy export")
     require("onnxscript", "export", "vimdeploy export")
@@ -197,10 +201,11 @@ def verify(
     ] = False,
     engine: Annotated[list[Path] | None, typer.Option(help="Plan for the ladder; may be repeated.")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="The ladder's half precision is BF16, not FP16.")] = False,
+    ops: OpsOption = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON; - prints it.")] = None,
 ) -> None:
     """Prove that an ONNX file or a plan computes what the PyTorch model computes; exit code 1 if it does not."""
-    from vimdeploy.backends.base import require
+    from vimdeploy.errors import require
 
     if ladder or engine or cli_engine.is_plan(model):
         cli_engine.verify_ladder(model, checkpoint, images, samples, engine or [], bf16, json_file)
@@ -209,7 +214,8 @@ def verify(
     from vimdeploy.artifacts.files import write_all
     from vimdeploy.commands import pipeline
 
-    request = pipeline.VerifyRequest(checkpoint, images, samples, tuple(dict.fromkeys(batch or ())), atol, rtol, trust)
+    sizes = tuple(dict.fromkeys(batch or ()))
+    request = pipeline.VerifyRequest(checkpoint, images, samples, sizes, atol, rtol, ops, trust)
     with progress("Verifying") as update:
         verified = pipeline.verify(model, request, _stages(update))
     for note in verified.notes:
@@ -226,28 +232,6 @@ def verify(
         say(f"wrote {json_file}")
     pipeline.raise_unless_equal(verified.report, str(model), "Export the model again with `vimdeploy export`.")
     say(f"{model} computes what the PyTorch model computes.")
-
-
-@app.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="ONNX file with its manifest beside it.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
-    as_json: JsonFlag = False,
-) -> None:
-    """Classify image files with an exported model."""
-    from vimdeploy.commands.predict import predict as classify
-
-    predictions = classify(model, images, top)
-    if as_json:
-        print_json([p.to_dict() for p in predictions])
-        return
-    rows = [
-        (p.image if rank == 0 else "", best.label, f"{best.probability:.2%}")
-        for p in predictions
-        for rank, best in enumerate(p.classes)
-    ]
-    table(f"{model}", ("image", "class", "probability"), rows)
 
 
 @app.command()
@@ -310,7 +294,7 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """Export, verify and run a small model that was really trained (handwritten digits)."""
-    from vimdeploy.backends.base import require
+    from vimdeploy.errors import require
 
     require("torch", "export", "vimdeploy demo")
     require("onnxscript", "export", "vimdeploy demo")
@@ -344,6 +328,7 @@ def demo(
 
 
 cli_engine.register(app)
+cli_predict.register(app)
 
 
 def _stages(update: Any) -> Stage:
@@ -372,6 +357,7 @@ def _show_report(report: Report) -> None:
         (
             r.batch,
             r.output,
+            r.ops,
             r.metrics.samples,
             f"{r.metrics.max_abs:.2e}",
             f"{r.metrics.relative_rms:.2e}",
@@ -382,7 +368,18 @@ def _show_report(report: Report) -> None:
         )
         for r in report.results
     ]
-    columns = ("batch", "output", "images", "max abs", "relative RMS", "cosine", "top-1", "top-5", "within contract")
+    columns = (
+        "batch",
+        "output",
+        "ops",
+        "images",
+        "max abs",
+        "relative RMS",
+        "cosine",
+        "top-1",
+        "top-5",
+        "within contract",
+    )
     table(f"{report.candidate} against {report.reference}", columns, rows)
 
 

@@ -104,10 +104,17 @@ def _show(made: ExportedEntry) -> None:
     for note in made.notes:
         say(note, label="note:")
     rows = [
-        (r["batch"], r["output"], f"{r['max_abs']:.2e}", f"{r['relative_rms']:.2e}", "yes" if r["passed"] else "NO")
+        (
+            r["batch"],
+            r["output"],
+            r.get("ops", ""),
+            f"{r['max_abs']:.2e}",
+            f"{r['relative_rms']:.2e}",
+            "yes" if r["passed"] else "NO",
+        )
         for r in (manifest.parity or {}).get("results", ())
     ]
-    table("ONNX Runtime against torch", ("batch", "output", "max abs", "relative RMS", "within contract"), rows)
+    table("ONNX Runtime against torch", ("batch", "output", "ops", "max abs", "relative RMS", "within contract"), rows)
     custom = ", ".join(f"{n} {name}" for name, n in manifest.onnx.custom_ops.items()) or "none"
     say(f"{manifest.onnx.nodes} nodes, custom: {custom}")
     say(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB), its manifest and its golden outputs")

@@ -13,20 +13,24 @@ from vimdeploy import __version__
 from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
 from vimdeploy.artifacts.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
+from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.artifacts.recipe import BatchProfile, ParityContract
-from vimdeploy.backends.base import OnnxBackend, SessionBackend, joined, read_onnx
+from vimdeploy.artifacts.tensors import Profile
+from vimdeploy.backends.base import joined, run_batched
+from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.session import SessionBackend
 from vimdeploy.commands.convert import ConvertRequest, convert_in_memory, owing
 from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
-from vimdeploy.graph.precision import PRECISIONS
+from vimdeploy.graph.policy import PRECISIONS
 from vimdeploy.parity.metrics import compare
 from vimdeploy.runtime.cuda import CudaDevice
-from vimdeploy.runtime.session import Session
+from vimdeploy.runtime.plan_session import PlanSession
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import builder as engine_build
 from vimdeploy.tensorrt import plugin as plugins
 from vimdeploy.tensorrt import proof, timing
-from vimdeploy.tensorrt.boundary import Layer, Messages, Profile, TimingCacheHandle
+from vimdeploy.tensorrt.boundary import Layer, Messages, TimingCacheHandle
 from vimdeploy.tensorrt.options import BuildOptions, check_options
 from vimdeploy.tensorrt.progress import Bar, Tracker
 
@@ -145,7 +149,7 @@ def build_engine(
         parity=None,
         source=manifest,
     )
-    if runs_here and request.verify and not request.options.strip_weights:
+    if runs_here and request.verify:
         say("Comparing the engine with float32 in ONNX Runtime")
         sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, model_path, request)})
     # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
@@ -199,7 +203,8 @@ def _load_plugin(
         return None
     number = int(device.compute_capability[3:]) if device else 0
     capability = divmod(number, 10) if device else None
-    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability)
+    driver = device.driver if device else None
+    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability, driver=driver)
     say(f"Plugin library: {library.describe()}")
     return library
 
@@ -321,9 +326,9 @@ def _parity(plan: bytes, sidecar: EngineManifest, model_path: Path, request: Bui
         write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
         batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
         images = sample_inputs(manifest, model_path, request.images, min(batch, 8))[: max(1, min(batch, 8))]
-        with Session(path, graphs=0, plugin=request.options.plugin) as session:
-            candidate = joined(SessionBackend(session).run(images))
-        reference = joined(OnnxBackend(model).run(images))
+        with PlanSession(path, graphs=0, plugin=request.options.plugin, allow_host_code=True) as session:
+            candidate = joined(run_batched(SessionBackend(session), images))
+        reference = joined(run_batched(OnnxBackend(model), images))
     contract: ParityContract = getattr(manifest.contract, sidecar.precision)
     metrics = compare(candidate, reference, contract, classes=manifest.model.task == "classify")
     if not metrics.passed:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
 from vimdeploy.artifacts.golden import golden_path
 from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
+from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import read_onnx
+from vimdeploy.backends.base import Progress
 from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
-from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model
-from vimdeploy.parity.ladder import Progress
+from vimdeploy.graph.policy import PRECISIONS, Policy, Precision
+from vimdeploy.graph.precision import Report, convert_model, refuse_quantised
 from vimdeploy.parity.metrics import Metrics
 from vimdeploy.parity.ranges import measure
 from vimdeploy.parity.sensitivity import Stage, Task, fit
@@ -99,6 +100,7 @@ def convert_in_memory(
     if request.precision not in PRECISIONS:
         raise UsageError(f"There is no precision '{request.precision}'.", hint=nearest(request.precision, PRECISIONS))
     precision = PRECISIONS[request.precision]
+    refuse_quantised(model, source)
     policy = Policy(keep=(*(manifest.precision.keep_fp32 if manifest else ()), *request.keep))
     if manifest is None or not importlib.util.find_spec("onnxruntime"):
         if request.max_error is not None or request.images is not None:
@@ -165,7 +167,7 @@ def owing(manifest: Manifest, precision: str, max_error: float | None) -> Manife
 
 def converted_manifest(manifest: Manifest, converted: Converted, content: bytes) -> Manifest:
     """Return the manifest of a converted file: the original's, with what the conversion changed."""
-    from vimdeploy.commands.pipeline import tensor_info
+    from vimdeploy.artifacts.onnx_file import tensor_info
 
     report = converted.report
     conversion: dict[str, Any] = {

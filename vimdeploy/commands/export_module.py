@@ -25,10 +25,10 @@ from vimdeploy.artifacts.manifest import (
     TensorInfo,
     manifest_path,
 )
+from vimdeploy.artifacts.onnx_file import tensor_info
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, InputSpec, Parity, Precision
 from vimdeploy.commands import module_proof as proof
 from vimdeploy.commands.module_source import load_weights
-from vimdeploy.commands.pipeline import tensor_info
 from vimdeploy.errors import UsageError, VerificationError
 from vimdeploy.graph.axes import make_axes, sized, sizes_of, traceable_sizes
 from vimdeploy.graph.check import check_model

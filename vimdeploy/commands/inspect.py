@@ -57,8 +57,7 @@ def inspect_layers(path: Path) -> list[dict[str, str]]:
         raise UsageError(f"{path}: has no layers to list.", hint="--layers is for .onnx files and plans.")
     import onnx
 
-    from vimdeploy.backends.base import read_onnx
-    from vimdeploy.commands.pipeline import tensor_info
+    from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
 
     model = read_onnx(path)
     graph = onnx.shape_inference.infer_shapes(model).graph
@@ -73,15 +72,15 @@ def inspect_layers(path: Path) -> list[dict[str, str]]:
 
 
 def _plan_layers(path: Path) -> list[dict[str, str]]:
-    from vimdeploy.runtime.session import load_plan
+    from vimdeploy.runtime.plan_session import load_plan
     from vimdeploy.tensorrt.proof import engine_layers
 
-    _, engine = load_plan(path)
+    _, engine, _ = load_plan(path)
     return [{"layer": kind, "name": name, "tactic": tactic} for kind, name, tactic in engine_layers(engine.inspect())]
 
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:
-    from vimdeploy.backends.base import require
+    from vimdeploy.errors import require
 
     require("torch", "export", "inspecting a checkpoint")
     from vimdeploy.models.checkpoint.reading import read_checkpoint
@@ -116,8 +115,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
 def _inspect_onnx(path: Path) -> dict[str, Any]:
     from vimdeploy.artifacts.files import sidecar_of
     from vimdeploy.artifacts.manifest import is_stale, manifest_path, read_manifest
-    from vimdeploy.backends.base import read_onnx
-    from vimdeploy.commands.pipeline import tensor_info
+    from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
 
     model = read_onnx(path)
     facts: dict[str, Any] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, read_manifest
-from vimdeploy.backends.base import read_onnx
+from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.commands.pipeline import VerifyRequest, find_checkpoint, request_of
 from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import UsageError, VerificationError

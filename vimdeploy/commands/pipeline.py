@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vimdeploy import __version__, contract
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
@@ -19,13 +19,12 @@ from vimdeploy.artifacts.manifest import (
     Manifest,
     ModelInfo,
     OnnxInfo,
-    TensorInfo,
     is_stale,
     manifest_path,
     read_manifest,
 )
+from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx, tensor_info
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, Parity, ParityContract, Precision
-from vimdeploy.backends.base import read_onnx
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.parity.compare import Report, verify_onnx
 
@@ -120,6 +119,8 @@ class VerifyRequest:
     batches: tuple[int, ...] = ()
     atol: float | None = None
     rtol: float | None = None
+    ops: str = "auto"
+    """``auto`` compares both forms of the custom ops where both are here; ``body`` or ``native`` only that one."""
     trust: bool = False
     """Also run the code that built an exported module, by the entry point in its manifest."""
 
@@ -165,7 +166,14 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
     # ONNX Runtime's CPU drops roundings between half-precision nodes that a GPU makes.
     runnable = path if precision == "fp32" else emulate(onnx_model)
     report = verify_onnx(
-        runnable, loaded.model, manifest.model.task, images, batches, parity, stage("Verifying in ONNX Runtime")
+        runnable,
+        loaded.model,
+        manifest.model.task,
+        images,
+        batches,
+        parity,
+        stage("Verifying in ONNX Runtime"),
+        ops=request.ops,
     )
     try:
         check_model(onnx_model, str(path), allow_reversal=loaded.config.flips_sequence)
@@ -191,7 +199,7 @@ def _verify_module(
     if request.atol is not None or request.rtol is not None:
         parity = ParityContract(atol=request.atol or 0.0, rtol=request.rtol or 0.0)
     stage("Comparing with the golden outputs in ONNX Runtime")
-    report = verify_golden(path if precision == "fp32" else emulate(model), path, manifest, parity)
+    report = verify_golden(path if precision == "fp32" else emulate(model), path, manifest, parity, request.ops)
     if request.trust:
         stage("Building the module again")
         notes.append(reproduce(path, manifest, request.checkpoint))
@@ -209,7 +217,7 @@ def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
 
 
 def _default_batches(onnx_model: onnx.ModelProto) -> tuple[int, ...]:
-    fixed = onnx_model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    fixed = fixed_batch(onnx_model)
     return (fixed,) if fixed else (1, 3)
 
 
@@ -299,15 +307,3 @@ def _batch_profile(loaded: LoadedModel, fixed: int | None) -> BatchProfile:
     if fixed is not None:
         return BatchProfile(min=fixed, opt=fixed, max=fixed)
     return loaded.recipe.batch if loaded.recipe else BatchProfile()
-
-
-def tensor_info(value: Any) -> TensorInfo:
-    """Return name, dtype and shape of an ONNX graph input or output."""
-    import onnx
-
-    tensor = value.type.tensor_type
-    return TensorInfo(
-        name=value.name,
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
-        shape=tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim),
-    )

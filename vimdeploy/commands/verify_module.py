@@ -9,15 +9,17 @@ import onnx
 from vimdeploy.artifacts.golden import Case, read_golden
 from vimdeploy.artifacts.manifest import Manifest
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.commands.export_entry import ask
 from vimdeploy.commands.module_worker import ModuleRequest
 from vimdeploy.errors import UsageError
-from vimdeploy.parity.compare import BatchResult, Report
+from vimdeploy.parity.compare import BatchResult, Report, forms
 from vimdeploy.parity.metrics import as_rows, compare
 
 
-def verify_golden(model: Path | onnx.ModelProto, path: Path, manifest: Manifest, parity: ParityContract) -> Report:
+def verify_golden(
+    model: Path | onnx.ModelProto, path: Path, manifest: Manifest, parity: ParityContract, ops: str = "auto"
+) -> Report:
     """Compare a file in ONNX Runtime with its golden outputs.
 
     Raises:
@@ -25,20 +27,22 @@ def verify_golden(model: Path | onnx.ModelProto, path: Path, manifest: Manifest,
 
     """
     assert manifest.module is not None
-    backend = OnnxBackend(model)
-    results = []
-    for case in read_golden(path, manifest.module.golden_sha256):
-        results += _compare(backend, case, parity)
+    cases = read_golden(path, manifest.module.golden_sha256)
+    results: list[BatchResult] = []
+    for name in forms(ops):
+        backend = OnnxBackend(model, ops=name)
+        results += (result for case in cases for result in _compare(backend, case, parity, name))
     departs = None if all(r.metrics.passed for r in results) else "at a place that is not known without the module"
     return Report("torch, as stored at export", "ONNX Runtime", parity, tuple(results), departs)
 
 
-def _compare(backend: OnnxBackend, case: Case, parity: ParityContract) -> list[BatchResult]:
-    outputs = backend.run(case.inputs)
-    return [
-        BatchResult(len(case.inputs), name, compare(as_rows(outputs[name]), as_rows(expected), parity, classes=False))
-        for name, expected in case.outputs.items()
-    ]
+def _compare(backend: OnnxBackend, case: Case, parity: ParityContract, ops: str) -> list[BatchResult]:
+    outputs, count = backend.run(case.inputs), len(case.inputs)
+    results = []
+    for name, expected in case.outputs.items():
+        metrics = compare(as_rows(outputs[name]), as_rows(expected), parity, classes=False)
+        results.append(BatchResult(count, name, metrics, ops))
+    return results
 
 
 def reproduce(path: Path, manifest: Manifest, checkpoint: Path | None) -> str:

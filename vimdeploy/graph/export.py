@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,59 +70,37 @@ def serialize(model: onnx.ModelProto) -> bytes:
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Return how torch's custom ops are spelt in ONNX, for ``torch.onnx.export(custom_translation_table=)``."""
+    """Return how torch's custom ops are spelt in ONNX, for ``torch.onnx.export(custom_translation_table=)``.
+
+    A torch op takes the inputs of its contract and then the attributes, in the contract's order. One whose last input,
+    the gate, is None is the contract's op of that name with ``NoGate`` behind it.
+    """
+    return {
+        torch.ops.vimdeploy.causal_conv1d.default: _translation(contract.CAUSAL_CONV1D),
+        torch.ops.vimdeploy.selective_scan.default: _translation(contract.SELECTIVE_SCAN),
+        torch.ops.vimdeploy.selective_scan_delta.default: _translation(contract.SELECTIVE_SCAN_DELTA),
+    }
+
+
+def _translation(whole: contract.CustomOp) -> Callable[..., Any]:
     ops = Opset(contract.DOMAIN, contract.OP_VERSION)
     plugin = dict(zip(contract.PLUGIN_ATTRIBUTES, (contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE), strict=True))
-
-    def conv(x: Any, weight: Any, bias: Any, directions: Sequence[int], activation: str) -> Any:
-        return ops.CausalConv1d(x, weight, bias, directions=list(directions), activation=activation, **plugin)
-
-    def scan(
-        u: Any,
-        x_dbl: Any,
-        A: Any,
-        D: Any,
-        dt_weight: Any,
-        dt_bias: Any,
-        z: Any,
-        directions: Sequence[int],
-        column_major: Sequence[int],
-        height: int,
-        scale: float,
-    ) -> Any:
-        attributes = {
-            "directions": list(directions),
-            "column_major": list(column_major),
-            "height": height,
-            "scale": scale,
-            **plugin,
-        }
-        if z is None:
-            return ops.SelectiveScanNoGate(u, x_dbl, A, D, dt_weight, dt_bias, **attributes)
-        return ops.SelectiveScan(u, x_dbl, A, D, dt_weight, dt_bias, z, **attributes)
-
-    def scan_delta(
-        u: Any,
-        delta: Any,
-        A: Any,
-        B: Any,
-        C: Any,
-        D: Any,
-        delta_bias: Any,
-        z: Any,
-        delta_softplus: bool,
-        reverse: bool,
-    ) -> Any:
-        attributes = {"delta_softplus": int(delta_softplus), "reverse": int(reverse), **plugin}
-        if z is None:
-            return ops.SelectiveScanDeltaNoGate(u, delta, A, B, C, D, delta_bias, **attributes)
-        return ops.SelectiveScanDelta(u, delta, A, B, C, D, delta_bias, z, **attributes)
-
-    return {
-        torch.ops.vimdeploy.selective_scan_delta.default: scan_delta,
-        torch.ops.vimdeploy.causal_conv1d.default: conv,
-        torch.ops.vimdeploy.selective_scan.default: scan,
+    convert: dict[contract.AttributeKind, Callable[[Any], Any]] = {
+        contract.AttributeKind.INT: int,
+        contract.AttributeKind.INTS: list,
+        contract.AttributeKind.FLOAT: float,
+        contract.AttributeKind.STRING: str,
     }
+
+    def translate(*arguments: Any) -> Any:
+        inputs, values = arguments[: len(whole.inputs)], arguments[len(whole.inputs) :]
+        op = whole
+        if inputs[-1] is None:
+            op, inputs = contract.OPS[f"{whole.name}NoGate"], inputs[:-1]
+        attributes = {a.name: convert[a.kind](value) for a, value in zip(op.attributes, values, strict=True)}
+        return getattr(ops, op.name)(*inputs, **attributes, **plugin)
+
+    return translate
 
 
 def finish(model: onnx.ModelProto, outputs: int) -> onnx.ModelProto:

@@ -208,11 +208,17 @@ def _name_dimensions(model: onnx.ModelProto, axes: Sequence[Axes]) -> None:
             if dim.dim_param:
                 written[dim.dim_param] = axis.name
                 dim.dim_param = axis.name
-    for value in model.graph.output:
+    # Inference does not look into the bodies of custom nodes: their types must stay in the file.
+    custom = {name for node in model.graph.node if node.domain == contract.DOMAIN for name in node.output}
+    kept = [value for value in model.graph.value_info if value.name in custom]
+    for value in (*model.graph.output, *kept):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in written:
                 dim.dim_param = written[dim.dim_param]
+            elif dim.dim_param:
+                dim.ClearField("dim_param")
     del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
 
 
 def _count_scans(program: torch.export.ExportedProgram) -> int:

@@ -12,11 +12,12 @@ import onnx.helper
 import onnx.inliner
 
 from vimdeploy import contract
+from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.errors import ArtifactError, UsageError
 from vimdeploy.graph import bodies
 from vimdeploy.tensorrt import proof, translate
 from vimdeploy.tensorrt.api import Network, TensorRt
-from vimdeploy.tensorrt.boundary import Built, Config, Layer, Messages, Profile, Progress, TimingCacheHandle
+from vimdeploy.tensorrt.boundary import Built, Config, Layer, Messages, Progress, TimingCacheHandle
 from vimdeploy.tensorrt.options import BuildOptions, batch_profile, parse_profile
 from vimdeploy.tensorrt.progress import Tracker, interruptible
 
@@ -181,7 +182,7 @@ def build(
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
         embed_plugins=(str(plugin),) if options.embed_plugin and plugin else (),
-        strip_weights=options.strip_weights,
+        same_compute_capability=options.same_compute_capability,
         tf32=options.tf32,
         timing_cache=timing_cache,
     )
