@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vimdeploy.commands.pipeline import ExportRequest, export
 
 from vimdeploy.artifacts.files import sha256_bytes, sha256_file
 from vimdeploy.artifacts.manifest import manifest_path, read_manifest
-from vimdeploy.commands.pipeline import ExportRequest, export
 from vimdeploy.models.load import ModelRequest
 
 ROOT = Path(__file__).resolve().parents[2]

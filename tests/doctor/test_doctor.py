@@ -21,8 +21,8 @@ from vimdeploy.doctor.libraries import decode_version, elf_problem
 from vimdeploy.doctor.machine import ask
 from vimdeploy.doctor.report import SCHEMA, Command, Finding
 from vimdeploy.doctor.toolchain import header_version
-from vimdeploy.doctor.verdict import COMMANDS, REQUIREMENTS
 from vimdeploy.native.places import HEADER
+from vimdeploy.needs import COMMANDS, REQUIREMENTS
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from exports import cli, export
 from onnx import numpy_helper
+from vimdeploy.commands.pipeline import VerifyRequest
 
 from vimdeploy import contract
 from vimdeploy.artifacts.images import load_images, synthetic_images
@@ -18,7 +19,6 @@ from vimdeploy.artifacts.manifest import read_manifest
 from vimdeploy.artifacts.recipe import Parity
 from vimdeploy.backends.base import OnnxBackend, SessionBackend, TorchBackend
 from vimdeploy.commands.ladder import verify_ladder
-from vimdeploy.commands.pipeline import VerifyRequest
 from vimdeploy.errors import MissingDependencyError, UsageError
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import ALL, FP16, POLICY, Policy, Rule, convert_model

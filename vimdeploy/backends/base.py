@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vimdeploy.errors import ArtifactError, MissingDependencyError
+from vimdeploy.errors import ArtifactError
 from vimdeploy.runtime.ort import open_session
 
 if TYPE_CHECKING:
@@ -150,14 +149,6 @@ def _as_float(array: Any, dtype: str) -> Array:
     return result
 
 
-def require(module: str, extra: str, purpose: str) -> None:
-    """Raise MissingDependencyError, naming the extra to install, unless ``module`` can be imported."""
-    if importlib.util.find_spec(module) is None:
-        raise MissingDependencyError(
-            f"{purpose} needs {module}, which is not installed.", hint=f"pip install 'vimdeploy[{extra}]'"
-        )
-
-
 def read_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file.
 
@@ -165,7 +156,6 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         ArtifactError: it is missing, empty or not an ONNX model.
 
     """
-    require("onnx", "export", "reading an ONNX file")
     import onnx
     from google.protobuf.message import DecodeError
 

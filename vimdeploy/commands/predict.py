@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from vimdeploy import load
 from vimdeploy.artifacts.images import load_images
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, Manifest, read_manifest
 from vimdeploy.backends.base import SessionBackend
 from vimdeploy.errors import ArtifactError, UsageError
+from vimdeploy.progress import SILENT, Reporter
+from vimdeploy.runtime.session import load
 
 
 @dataclass(frozen=True)
@@ -38,46 +39,58 @@ class Prediction:
         return asdict(self)
 
 
-def predict(model: Path, images: Sequence[Path], top: int = 5) -> list[Prediction]:
-    """Return the ``top`` classes of each image file.
+def predict(
+    model: str | Path, images: str | Path | Sequence[str | Path], *, top: int = 5, reporter: Reporter = SILENT
+) -> list[Prediction]:
+    """Classify image files with an exported model.
 
     Args:
-        model: ONNX file or plan with its manifest, exported with the task ``classify``.
-        images: image files; one batch each, so that any batch profile serves.
-        top: how many classes.
+        model: ONNX file or plan with its manifest beside it, exported with the task classify.
+        images: Image files; one batch each, so that any batch profile serves.
+        top: How many classes to show.
+        reporter: Told about finished images.
+
+    Returns:
+        The best classes of each image, in the order of the images.
 
     Raises:
+        MissingDependencyError: onnxruntime, or for a plan TensorRT or a GPU, is missing.
         ArtifactError: model or manifest is missing or corrupt.
         UsageError: the model gives no logits.
         ImageError: an image cannot be read.
 
     """
-    if not model.exists():
-        raise ArtifactError(f"{model}: there is no such file.")
-    manifest = _manifest(model)
+    path = Path(model)
+    paths = [Path(images)] if isinstance(images, str | Path) else [Path(image) for image in images]
+    if not path.exists():
+        raise ArtifactError(f"{path}: there is no such file.")
+    manifest = _manifest(path)
     if manifest.model.task != "classify" or manifest.classes.count == 0:
         raise UsageError(
-            f"{model}: gives {manifest.outputs[0].name}, not logits.", hint="Export it with --task classify."
+            f"{path}: gives {manifest.outputs[0].name}, not logits.", hint="Export it with --task classify."
         )
-    tensors = [load_images([path], manifest.preprocessing) for path in images]
+    tensors = [load_images([image], manifest.preprocessing) for image in paths]
     labels = manifest.classes.labels() or tuple(map(str, range(manifest.classes.count)))
-    with load(model) as session:
+    with load(path) as session:
         backend = SessionBackend(session)
-        outputs = [next(iter(backend.run(tensor).values()))[0] for tensor in tensors]
+        outputs = []
+        for done, tensor in enumerate(tensors, 1):
+            outputs.append(next(iter(backend.run(tensor).values()))[0])
+            reporter.progress(done, len(tensors))
     predictions = []
-    for path, logits in zip(images, outputs, strict=True):
+    for image, logits in zip(paths, outputs, strict=True):
         if logits.ndim != 1:
-            raise UsageError(f"{model}: gives logits of shape {logits.shape} per image, one per token.")
+            raise UsageError(f"{path}: gives logits of shape {logits.shape} per image, one per token.")
         if len(logits) != manifest.classes.count:
             raise ArtifactError(
-                f"{model}: gives {len(logits)} logits, its manifest says {manifest.classes.count} classes.",
+                f"{path}: gives {len(logits)} logits, its manifest says {manifest.classes.count} classes.",
                 hint="Export the model again.",
             )
         exponentials = np.exp(logits - logits.max())
         probabilities = exponentials / exponentials.sum()
         best = np.argsort(-probabilities, kind="stable")[:top]
         scores = tuple(ClassScore(int(i), labels[i], float(probabilities[i])) for i in best)
-        predictions.append(Prediction(str(path), scores))
+        predictions.append(Prediction(str(image), scores))
     return predictions
 
 

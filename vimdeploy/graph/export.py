@@ -13,13 +13,14 @@ import torch
 from onnxscript.values import Opset
 from torch import Tensor, nn
 
-from vimdeploy import __version__, contract
+from vimdeploy import contract
 from vimdeploy.errors import UsageError
 from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.schema import register_schemas
 from vimdeploy.models.folding import fold
 from vimdeploy.models.registry import FamilyModel
 from vimdeploy.models.tasks import find_taps, find_task
+from vimdeploy.version import __version__
 
 INPUT = "images"
 

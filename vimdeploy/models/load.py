@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,19 +19,14 @@ from vimdeploy.models.vim.pos_embed import resize_pos_embed, resize_pos_embed_of
 from vimdeploy.models.vim.recognise import FamilyConfig, Recognised, summarise_keys
 from vimdeploy.models.vmamba.config import VmambaConfig
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 @dataclass(frozen=True)
 class ModelRequest:
     """What a user asks for beside the checkpoint; the defaults ask for nothing."""
 
     recipe: str | None = None
-    model_args: str | None = None
-    """JSON text, or the path of a JSON or TOML file, in the official constructor's argument names."""
+    model_args: Mapping[str, Any] | None = None
+    """What shapes cannot tell, in the official constructor's argument names."""
     weights: str = "model"
     img_size: tuple[int, int] | None = None
     """(height, width) to resize to."""
@@ -80,7 +73,7 @@ def load_model(path: Path | None, request: ModelRequest | None = None) -> Loaded
     if path is None:
         return _random_model(request)
     recipe = find_recipe(request.recipe) if request.recipe else None
-    model_args = parse_model_args(request.model_args) if request.model_args else {}
+    model_args = dict(request.model_args or {})
     checkpoint, recognised = recognise(
         read_checkpoint(path, request.weights), model_args, recipe, dense=request.task == "dense"
     )
@@ -133,28 +126,6 @@ def _at_size(config: FamilyConfig, img_size: tuple[int, int]) -> FamilyConfig:
     if isinstance(config, VmambaConfig):
         return replace(config, imgsize=img_size)
     return replace(config, img_size=img_size)
-
-
-def parse_model_args(text: str) -> dict[str, Any]:
-    """Read ``--model-args``: JSON text, or a path to a JSON or TOML file."""
-    if text.lstrip().startswith("{"):
-        source, content = "--model-args", text
-    else:
-        source = text
-        try:
-            content = Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"--model-args {text}: neither JSON text nor a readable file ({error}).",
-                hint="Write --model-args '{\"if_divide_out\": false}', or name a .json or .toml file.",
-            ) from error
-    try:
-        values = tomllib.loads(content) if source.endswith(".toml") else json.loads(content)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{source}: cannot be parsed: {error}.") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{source}: must be a table of argument names and values, not {values!r}.")
-    return values
 
 
 def check_keys(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:

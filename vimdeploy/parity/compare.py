@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import Backend, OnnxBackend, TorchBackend
-from vimdeploy.errors import ArtifactError
+from vimdeploy.errors import ArtifactError, VerificationError
 from vimdeploy.parity.metrics import Metrics, compare, relative_rms
+from vimdeploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     import onnx
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from vimdeploy.models.registry import FamilyModel
 
 Array = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,8 @@ def verify_onnx(
     images: Array,
     batches: Sequence[int],
     contract: ParityContract,
-    progress: Progress | None = None,
+    *,
+    reporter: Reporter = SILENT,
 ) -> Report:
     """Compare an ONNX model in ONNX Runtime with the PyTorch model.
 
@@ -90,7 +90,7 @@ def verify_onnx(
         images: (N, C, H, W) float32.
         batches: sizes at which the ONNX model runs; every size sees all images.
         contract: the bounds to keep.
-        progress: told about finished images.
+        reporter: told about finished images.
 
     Raises:
         ArtifactError: the ONNX model does not run, or lacks an output.
@@ -104,8 +104,7 @@ def verify_onnx(
         for part in _split(images, batch):
             parts.append(backend.run(part))
             done = min(done + len(part), total)
-            if progress:
-                progress(done, total)
+            reporter.progress(done, total)
         return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]}
 
     candidate = OnnxBackend(onnx_model)
@@ -126,6 +125,16 @@ def verify_onnx(
     if not all(result.metrics.passed for result in results):
         departs = first_departure(onnx_model, model, task, images[: min(batches)], contract)
     return Report("torch float32", "ONNX Runtime", contract, tuple(results), departs)
+
+
+def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
+    """Raise VerificationError with what broke the contract and where the models part."""
+    if not report.passed:
+        raise VerificationError(
+            f"{subject}: {report.candidate} does not compute what {report.reference} computes: "
+            f"{'; '.join(report.violations[:3])}. They part {report.departs}.",
+            hint=hint,
+        )
 
 
 def first_departure(

@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from vimdeploy.artifacts.recipe import Parity, ParityContract
+from vimdeploy.artifacts.recipe import Parity
 from vimdeploy.backends.base import Backend, joined
 from vimdeploy.errors import MissingDependencyError, VerificationError
 from vimdeploy.parity.metrics import Metrics, compare
+from vimdeploy.progress import SILENT, Reporter
 
 Array = npt.NDArray[np.float32]
 Status = Literal["reference", "passed", "failed", "not run"]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class LadderReport:
 
 
 def climb(
-    rungs: Sequence[Rung], images: Array, parity: Parity, *, classes: bool, progress: Progress | None = None
+    rungs: Sequence[Rung], images: Array, parity: Parity, *, classes: bool, reporter: Reporter = SILENT
 ) -> LadderReport:
     """Run every rung on ``images`` and hold it to the contract of its precision.
 
@@ -99,7 +99,7 @@ def climb(
         images: (N, C, H, W) float32.
         parity: contracts by precision.
         classes: the output is logits.
-        progress: told about finished rungs.
+        reporter: told about finished rungs.
 
     """
     results: list[RungResult] = []
@@ -115,13 +115,12 @@ def climb(
             results.append(RungResult(rung.name, rung.precision, "failed", reason=error.message))
             continue
         finally:
-            if progress:
-                progress(index + 1, len(rungs))
+            reporter.progress(index + 1, len(rungs))
         if first is None or previous is None:
             results.append(RungResult(rung.name, rung.precision, "reference"))
             first = previous = output
             continue
-        contract: ParityContract = getattr(parity, rung.precision)
+        contract = parity[rung.precision]
         against_first = compare(output, first, contract, classes=classes)
         against_previous = compare(output, previous, contract, classes=classes)
         reason = "; ".join(against_first.violations)

@@ -8,7 +8,7 @@ time in half precision, on sample images.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,11 +19,10 @@ from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import OnnxBackend, joined
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import Policy, Precision, Report, convert_model
-from vimdeploy.parity.ladder import Progress
 from vimdeploy.parity.metrics import Metrics, compare
+from vimdeploy.progress import SILENT, Reporter
 
 Images = npt.NDArray[np.float32]
-Stage = Callable[[str], Progress | None]
 
 HEAD = "head"
 """What follows the last block: final norm, choice of tokens, classifier."""
@@ -96,7 +95,7 @@ def blocks(model: onnx.ModelProto) -> list[Block]:
     return [*found, Block(HEAD, frozenset(nodes))]
 
 
-def fit(task: Task, precision: Precision, policy: Policy, stage: Stage) -> Fitted:
+def fit(task: Task, precision: Precision, policy: Policy, reporter: Reporter = SILENT) -> Fitted:
     """Convert under ``policy``; where that breaks the contract, keep the costliest blocks in float32 until it holds.
 
     At most half of the blocks are kept: beyond that the result would be float32 by another name. The metrics of the
@@ -106,7 +105,7 @@ def fit(task: Task, precision: Precision, policy: Policy, stage: Stage) -> Fitte
         task: what is converted and what it is held to.
         precision: to go down to.
         policy: what goes down; what it keeps stays kept.
-        stage: told where measuring begins, and returns whom to tell how far it is.
+        reporter: told where measuring begins, and how far it is.
 
     """
     trials = _Trials(task)
@@ -117,7 +116,8 @@ def fit(task: Task, precision: Precision, policy: Policy, stage: Stage) -> Fitte
         return fitted
     name = precision.name.upper()
     told = f"{name} everywhere costs relative RMS {fitted.metrics.relative_rms:.1e}: measuring it block by block"
-    costs = _costs(trials, precision, policy, parts, stage(told))
+    reporter.stage(told)
+    costs = _costs(trials, precision, policy, parts, reporter)
     ranked = sorted(costs, key=lambda cost: -cost.error)
     bound, most = task.contract.relative_rms, len(parts) // 2
     start = 1 if bound is None else _fewest(ranked, bound, fitted.metrics.relative_rms)
@@ -138,7 +138,7 @@ def fit(task: Task, precision: Precision, policy: Policy, stage: Stage) -> Fitte
 
 
 def _costs(
-    trials: _Trials, precision: Precision, policy: Policy, parts: Sequence[Block], progress: Progress | None
+    trials: _Trials, precision: Precision, policy: Policy, parts: Sequence[Block], reporter: Reporter
 ) -> list[Cost]:
     everything = {node: "not measured" for part in parts for node in part.nodes}
     costs = []
@@ -147,8 +147,7 @@ def _costs(
         model, _ = trials.convert(precision, replace(policy, held={**policy.held, **others}))
         error = trials.metrics(model, _COSTED_IMAGES).relative_rms
         costs.append(Cost(part, error if np.isfinite(error) else float("inf")))
-        if progress:
-            progress(index + 1, len(parts))
+        reporter.progress(index + 1, len(parts))
     return costs
 
 

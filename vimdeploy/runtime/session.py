@@ -30,6 +30,7 @@ from vimdeploy.tensorrt.boundary import Messages, Profile, Tensor
 from vimdeploy.tensorrt.translate import runtime_error
 
 _UNBOUNDED = 1 << 16
+_GRAPHS = 8
 
 
 class Session(DeviceSession):
@@ -48,7 +49,7 @@ class Session(DeviceSession):
     """
 
     def __init__(
-        self, path: str | Path, *, contexts: int = 1, graphs: int = 8, plugin: str | Path | None = None
+        self, path: str | Path, *, contexts: int = 1, graphs: int = _GRAPHS, plugin: str | Path | None = None
     ) -> None:
         self.manifest, engine = load_plan(Path(path), Path(plugin) if plugin else None)
         profile = engine.profiles()[0] if engine.profiles() else _fixed(engine.tensors())
@@ -111,6 +112,7 @@ class OnnxSession(Face):
 
     Args:
         path: ONNX file.
+        contexts: how many submitted calls may run at the same time.
         threads: of ONNX Runtime; None lets it choose.
         batch: largest batch that is run in one piece; larger ones are split, which bounds memory.
 
@@ -120,14 +122,16 @@ class OnnxSession(Face):
 
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None, batch: int = 64) -> None:
+    def __init__(self, path: str | Path, *, contexts: int = 1, threads: int | None = None, batch: int = 64) -> None:
+        if contexts < 1:
+            raise UsageError(f"contexts = {contexts} must be at least 1")
         if not Path(path).is_file():
             raise ArtifactError(f"{path}: there is no such file.")
         self._session = open_session(Path(path), str(path), threads=threads)
         tensors = [_onnx_tensor(v, is_input=True) for v in self._session.get_inputs()]
         tensors += [_onnx_tensor(v, is_input=False) for v in self._session.get_outputs()]
         super().__init__(tensors, {t.name: _free(t.shape, batch) for t in tensors if t.is_input})
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnx-session")
+        self._pool = ThreadPoolExecutor(max_workers=contexts, thread_name_prefix="onnx-session")
 
         self._closed = False
 
@@ -202,11 +206,27 @@ def _filled(array: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
     return np.pad(array, [(0, short)] + [(0, 0)] * (array.ndim - 1)) if short else array
 
 
-def load(path: str | Path, **options: Any) -> Face:
+def load(
+    path: str | Path,
+    *,
+    contexts: int = 1,
+    graphs: int = _GRAPHS,
+    plugin: str | Path | None = None,
+    threads: int | None = None,
+) -> Face:
     """Open a plan or an ONNX file for running: a :class:`Session` or an :class:`OnnxSession`, by their content.
 
+    Args:
+        path: TensorRT plan with its manifest beside it, or ONNX file.
+        contexts: how many calls may run at the same time; each context of a plan has memory of its own.
+        graphs: how many CUDA graphs each context of a plan keeps; 0 turns them off. An ONNX file has none.
+        plugin: plugin library of a plan, where it is not found by itself.
+        threads: of ONNX Runtime; None lets it choose.
+
     Raises:
-        ArtifactError: the file is missing, or neither.
+        ArtifactError: the file is missing, or neither; or this machine cannot load it, and why.
+        UsageError: an option that this kind of file does not have.
+        MissingDependencyError: what runs this kind of file is not installed, or there is no GPU.
 
     """
     path = Path(path)
@@ -216,10 +236,18 @@ def load(path: str | Path, **options: Any) -> Face:
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}", hint="Check the path.") from error
     if start[:4] in _PLAN_MAGIC or path.suffix in PLAN_SUFFIXES:
-        return Session(path, **options)
+        _refuse(path, "a TensorRT plan", threads=threads is not None)
+        return Session(path, contexts=contexts, graphs=graphs, plugin=plugin)
     if start[:1] == b"\x08" or path.suffix == ".onnx":
-        return OnnxSession(path, **options)
+        _refuse(path, "an ONNX file", plugin=plugin is not None, graphs=graphs not in (0, _GRAPHS))
+        return OnnxSession(path, contexts=contexts, threads=threads)
     raise ArtifactError(f"{path}: is neither a TensorRT plan nor an ONNX model", hint="See 'vimdeploy inspect'.")
+
+
+def _refuse(path: Path, kind: str, **given: bool) -> None:
+    """Raise UsageError for an option that was given and that this kind of file does not have."""
+    if name := next((name for name, is_given in given.items() if is_given), None):
+        raise UsageError(f"{path}: is {kind}, which has no option '{name}'.", hint="Leave it out.")
 
 
 _PLAN_MAGIC = (b"vtrt", b"ftrt", b"ptrt")

@@ -17,14 +17,13 @@ from typing import Any
 
 from vimdeploy.contract import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
-from vimdeploy.native.compile import Progress, build_plugin
+from vimdeploy.native.compile import build_plugin
 from vimdeploy.native.locate import PLUGIN, cache_folder, has_code, package_libraries, plugin_sources, source_hash
 
 __all__ = [
     "BuildInfo",
     "Origin",
     "PluginLibrary",
-    "Progress",
     "build_plugin",
     "check_fits",
     "find_library",
