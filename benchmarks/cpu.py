@@ -119,10 +119,10 @@ def prepare(
 
     import torch
 
-    from vimdeploy.models.folding import fold
+    from vimdeploy.models.family import fold
     from vimdeploy.models.load import ModelRequest, load_model
-    from vimdeploy.models.vim.model import mamba
-    from vimdeploy.models.vmamba.model import ss2d
+    from vimdeploy.models.vim import mamba
+    from vimdeploy.models.vmamba import ss2d
     from vimdeploy.ops import causal_conv1d_reference, selective_scan_reference
 
     torch.set_num_threads(threads)

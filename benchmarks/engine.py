@@ -27,11 +27,12 @@ from typing import Any
 import numpy as np
 
 import vimdeploy
+from vimdeploy.artifacts.tensors import Tensor
 from vimdeploy.errors import MissingDependencyError, VimdeployError
 from vimdeploy.runtime.cuda import CudaDevice, Device
 from vimdeploy.runtime.device_session import DeviceSession
-from vimdeploy.runtime.session import OnnxSession, Session
-from vimdeploy.tensorrt.boundary import Tensor
+from vimdeploy.runtime.onnx_session import OnnxSession
+from vimdeploy.runtime.plan_session import PlanSession
 
 RESULTS = Path(__file__).parent / "results"
 DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "vim_digits.pth"
@@ -240,7 +241,7 @@ def tensorrt_rows(onnx: Path, engine: Path | None, folder: Path) -> list[dict[st
 
 def tensorrt(engine: Path) -> list[dict[str, Any]]:
     device = CudaDevice()
-    sessions = {f"graph {'on' if g else 'off'}": Session(engine, graphs=g) for g in (8, 0)}
+    sessions = {f"graph {'on' if g else 'off'}": PlanSession(engine, graphs=g) for g in (8, 0)}
     rows = []
     for how, session in sessions.items():
         for batch in sorted({1, *(b for b in BATCHES if b <= session.largest_batch), session.largest_batch}):

@@ -52,7 +52,10 @@ def run(name: str, folder: Path, *, rtx: bool) -> dict[str, Any]:
     """Export one recipe's model and compare its forms."""
     from vimdeploy.artifacts.images import synthetic_images
     from vimdeploy.artifacts.manifest import read_manifest
-    from vimdeploy.backends.base import OnnxBackend, TorchBackend, joined, read_onnx
+    from vimdeploy.artifacts.onnx_file import read_onnx
+    from vimdeploy.backends.base import joined
+    from vimdeploy.backends.onnxruntime import OnnxBackend
+    from vimdeploy.backends.torch import TorchBackend
     from vimdeploy.graph.emulate import emulate
     from vimdeploy.graph.precision import FP16, convert_model
     from vimdeploy.models.load import ModelRequest, load_model

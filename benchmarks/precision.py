@@ -34,7 +34,9 @@ import vimdeploy
 from vimdeploy.artifacts.images import synthetic_images
 from vimdeploy.artifacts.manifest import read_manifest
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import OnnxBackend, TorchBackend, joined
+from vimdeploy.backends.base import joined
+from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.torch import TorchBackend
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import BF16, FP16, Policy, Precision, convert_model
 from vimdeploy.models.load import ModelRequest, load_model

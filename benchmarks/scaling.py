@@ -93,7 +93,7 @@ def prepare(model: str, backend: str, size: int, file: str) -> Callable[[], obje
 
     import torch
 
-    from vimdeploy.models.folding import fold
+    from vimdeploy.models.family import fold
     from vimdeploy.models.load import ModelRequest, load_model
 
     torch.set_num_threads(1)

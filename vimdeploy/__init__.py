@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vimdeploy.commands.predict import predict as predict
     from vimdeploy.commands.verify import verify as verify
     from vimdeploy.errors import VimdeployError as VimdeployError
+    from vimdeploy.interop import substitute_mamba_ssm as substitute_mamba_ssm
     from vimdeploy.progress import Reporter as Reporter
     from vimdeploy.runtime.session import load as load
     from vimdeploy.tensorrt.options import BuildOptions as BuildOptions
@@ -32,6 +33,7 @@ _HOME = {
     "inspect": "vimdeploy.commands.inspect",
     "load": "vimdeploy.runtime.session",
     "predict": "vimdeploy.commands.predict",
+    "substitute_mamba_ssm": "vimdeploy.interop",
     "verify": "vimdeploy.commands.verify",
 }
 """Where each name lives. A new one is a line here and, for type checkers, one above: a test compares them."""

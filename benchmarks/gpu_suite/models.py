@@ -18,8 +18,9 @@ from benchmarks.gpu_suite.networks import Float32Mixer, HalfVim, PeerMixer
 from benchmarks.gpu_suite.peers import Peer
 from benchmarks.gpu_suite.store import NOT_MEASURED, Store
 from benchmarks.gpu_suite.timing import measure
+from vimdeploy.models.family import fold
 from vimdeploy.models.vim.mamba import Mamba
-from vimdeploy.models.vim.model import VisionMamba, fold
+from vimdeploy.models.vim.model import VisionMamba
 from vimdeploy.ops import dispatch as implementation
 from vimdeploy.ops import kernels as package_kernels
 

@@ -31,6 +31,15 @@ int32_t failCuda(char const* what, cudaError_t status) noexcept
     return VIMDEPLOY_CUDA_ERROR;
 }
 
+int32_t answer(char const* what, LaunchStatus const& status) noexcept
+{
+    if (status.isRefusal())
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, status.refusal);
+    }
+    return status.ok() ? VIMDEPLOY_OK : failCuda(what, status.cuda);
+}
+
 template <typename Args>
 bool isOtherVersion(Args const* args) noexcept
 {
@@ -218,13 +227,9 @@ int32_t vimdeploy_scan(vimdeploy_scan_args const* args)
     pointers.dtBias = static_cast<float const*>(args->dt_bias);
     pointers.z = args->z;
     pointers.y = args->y;
-    cudaError_t const status
-        = launchScan(shape, plan, pointers, args->workspace, static_cast<cudaStream_t>(args->stream));
-    if (status == cudaErrorInvalidValue)
-    {
-        return fail(VIMDEPLOY_INVALID_ARGUMENT, "a tensor pointer is null");
-    }
-    return status == cudaSuccess ? VIMDEPLOY_OK : failCuda("the scan could not be launched", status);
+    Workspace const workspace{args->workspace, static_cast<std::size_t>(args->workspace_size)};
+    return answer("the scan could not be launched",
+        launchScan(shape, plan, pointers, workspace, static_cast<cudaStream_t>(args->stream)));
 }
 
 int32_t vimdeploy_conv(vimdeploy_conv_args const* args)
@@ -255,12 +260,8 @@ int32_t vimdeploy_conv(vimdeploy_conv_args const* args)
     pointers.weight = args->weight;
     pointers.bias = args->bias;
     pointers.u = args->u;
-    cudaError_t const status = launchConv(shape, pointers, static_cast<cudaStream_t>(args->stream));
-    if (status == cudaErrorInvalidValue)
-    {
-        return fail(VIMDEPLOY_INVALID_ARGUMENT, "a tensor pointer is null");
-    }
-    return status == cudaSuccess ? VIMDEPLOY_OK : failCuda("the convolution could not be launched", status);
+    return answer(
+        "the convolution could not be launched", launchConv(shape, pointers, static_cast<cudaStream_t>(args->stream)));
 }
 
 } // extern "C"

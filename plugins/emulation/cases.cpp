@@ -185,6 +185,18 @@ void addRanksAndAlignment(std::vector<ScanCase>& cases)
     }
 }
 
+//! Every number of multiprocessors cuts a long sequence into other chunks.
+void addSmCounts(std::vector<ScanCase>& cases, std::vector<int32_t> const& counts)
+{
+    constexpr int32_t kSTATES[]{16, 8, 1, 24};
+    for (std::size_t i = 0; i < counts.size(); ++i)
+    {
+        cases.push_back(makeCase(static_cast<Walk>(counts[i] % kWALK_COUNT), kTYPES[i % 3], ScanVariant::kCHUNKED,
+            1 + counts[i] % 3, 199 + counts[i], 40, kSTATES[i % 4], 4, i % 2 == 0, Data::kUSUAL));
+        cases.back().smCount = counts[i];
+    }
+}
+
 //! The models themselves, one block of channels of them.
 void addModels(std::vector<ScanCase>& cases, int32_t channels)
 {
@@ -231,8 +243,8 @@ std::string nameOf(ScanCase const& scan)
         walks[2 * g + 1] = s.columnMajor[g] != 0 ? 'c' : 'r';
     }
     char text[256];
-    std::snprintf(text, sizeof(text), "scan %s variant=%d B=%lld L=%lld E=%d N=%d R=%d %s%s%s%s H=%d data=%s%s",
-        nameOf(s.type), static_cast<int>(scan.variant), static_cast<long long>(s.batch),
+    std::snprintf(text, sizeof(text), "scan %s variant=%d SMs=%d B=%lld L=%lld E=%d N=%d R=%d %s%s%s%s H=%d data=%s%s",
+        nameOf(s.type), static_cast<int>(scan.variant), scan.smCount, static_cast<long long>(s.batch),
         static_cast<long long>(s.length), s.channels, s.states, s.rank, walks, s.sharedU ? " u-shared" : "",
         s.sharedXDbl ? " x-shared" : "", s.gated ? " gated" : "", s.height, nameOf(scan.data),
         scan.misaligned ? " misaligned" : "");
@@ -267,6 +279,12 @@ std::vector<ScanCase> scanCases(std::string const& grid)
     addData(cases);
     addRanksAndAlignment(cases);
     addModels(cases, grid == "full" ? 384 : 72);
+    std::vector<int32_t> counts{1, 2, 3, 14, 58, 108, 128, 256};
+    for (int32_t count = 1; grid == "full" && count <= 256; ++count)
+    {
+        counts.push_back(count);
+    }
+    addSmCounts(cases, counts);
     if (grid == "full")
     {
         for (int32_t states = 1; states <= kMAX_STATES; ++states)

@@ -142,13 +142,20 @@ Outcome runScan(ScanCase const& scan, uint64_t seed)
     }
     ScanPlan const plan = scan.variant == ScanVariant::kNONE ? planScan(s, scan.smCount)
                                                              : planScanVariant(s, scan.variant, scan.smCount);
-    std::size_t const workspaceBytes = scanWorkspaceSize(s, plan.variant, scan.smCount);
+    // Not a byte more than the plan asks for, so that AddressSanitizer stands right behind it.
+    std::size_t const workspaceBytes = planWorkspaceSize(s, plan);
+    if (workspaceBytes > scanWorkspaceSize(s, plan.variant, scan.smCount))
+    {
+        emulation::fault("a plan needs more workspace than scanWorkspaceSize promised");
+    }
     Tensor workspace(DType::kFLOAT32, std::max<std::size_t>(workspaceBytes / 4, 1), false);
     ScanPointers pointers{u.data(), x.data(), static_cast<float*>(A.data()), static_cast<float*>(D.data()),
         weight.data(), static_cast<float*>(bias.data()), s.gated ? z.data() : nullptr, y.data()};
-    if (launchScan(s, plan, pointers, workspaceBytes > 0 ? workspace.data() : nullptr, nullptr) != cudaSuccess)
+    Workspace const given{workspaceBytes > 0 ? workspace.data() : nullptr, workspaceBytes};
+    LaunchStatus const status = launchScan(s, plan, pointers, given, nullptr);
+    if (!status.ok())
     {
-        emulation::fault("launchScan refused a case of the grid");
+        emulation::fault(status.isRefusal() ? status.refusal : "the scan was not launched");
     }
     // Denormals are flushed and rounded away: what is owed is a result below the smallest normal number of T.
     double const floor = scan.data == Data::kDENORMAL ? 1.2e-38 : 1e-30;
@@ -176,7 +183,7 @@ Outcome runConv(ConvCase const& conv, uint64_t seed)
     {
         emulation::fault(problem);
     }
-    if (launchConv(s, {x.data(), weight.data(), bias.data(), u.data()}, nullptr) != cudaSuccess)
+    if (!launchConv(s, {x.data(), weight.data(), bias.data(), u.data()}, nullptr).ok())
     {
         emulation::fault("launchConv refused a case of the grid");
     }
@@ -255,13 +262,14 @@ void runFar(int& ran, int& failed)
     z[last] = __float2half_rn(1.0F);
     emulation::setBlockFilter(3);
     ScanPlan const plan = planScanVariant(s, ScanVariant::kTHREAD_1, 132);
-    void* workspace = map(static_cast<int64_t>(scanWorkspaceSize(s, plan.variant, 132)), 1);
-    cudaError_t const status
+    std::size_t const bytes = scanWorkspaceSize(s, plan.variant, 132);
+    Workspace const workspace{map(static_cast<int64_t>(bytes), 1), bytes};
+    LaunchStatus const status
         = launchScan(s, plan, {u, x, zeros.data(), ones.data(), weight.data(), zeros.data(), z, y}, workspace, nullptr);
     emulation::setBlockFilter(0);
     double const expected = 8.0 * reference::silu(1.0);
     double const got = __half2float(y[last]);
-    bool const ok = status == cudaSuccess && std::abs(got - expected) <= 1e-2;
+    bool const ok = status.ok() && std::abs(got - expected) <= 1e-2;
     failed += ok ? 0 : 1;
     std::printf(
         "%s far: element %lld is %g, %g expected\n", ok ? "ok  " : "FAIL", static_cast<long long>(last), got, expected);

@@ -46,8 +46,8 @@ std::vector<FieldSpec> const& CausalConv1dPlugin::fields()
     return sFields;
 }
 
-CausalConv1dPlugin::CausalConv1dPlugin(FieldReader const& reader, char const* layer)
-    : OpPlugin(spec(), layer)
+CausalConv1dPlugin::CausalConv1dPlugin(FieldReader const& reader, Origin const& origin, char const* layer)
+    : OpPlugin(spec(), origin, layer)
     , mDirections(reader.integers("directions"))
     , mActivation(reader.text("activation"))
 {
@@ -142,11 +142,11 @@ void CausalConv1dPlugin::launch(Symbols const& symbols, DataType type, LaunchArg
     pointers.weight = arguments.inputs[kWEIGHT];
     pointers.bias = arguments.inputs[kBIAS];
     pointers.u = arguments.outputs[0];
-    cudaError_t const status = launchConv(shape, pointers, arguments.stream);
-    if (status != cudaSuccess)
+    LaunchStatus const status = launchConv(shape, pointers, arguments.stream);
+    if (!status.ok())
     {
         refuse("the launch failed at B = %lld, L = %lld, E = %d: %s", static_cast<long long>(shape.batch),
-            static_cast<long long>(shape.length), shape.channels, errorText(status));
+            static_cast<long long>(shape.length), shape.channels, textOf(status));
     }
 }
 

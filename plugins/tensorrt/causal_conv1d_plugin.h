@@ -21,7 +21,7 @@ public:
     static OpSpec const& spec();
     static std::vector<FieldSpec> const& fields();
 
-    CausalConv1dPlugin(FieldReader const& reader, char const* layer);
+    CausalConv1dPlugin(FieldReader const& reader, Origin const& origin, char const* layer);
 
 protected:
     std::unique_ptr<OpPlugin> copy() const override;

@@ -13,7 +13,7 @@
 namespace vimdeploy
 {
 
-//! \tparam Plugin has static spec(), static fields() and a constructor (FieldReader const&, char const* layer).
+//! \tparam Plugin has static spec(), static fields() and a constructor (FieldReader const&, Origin const&, char const* layer).
 template <typename Plugin>
 class OpCreator : public nvinfer1::IPluginCreatorV3One
 {
@@ -25,13 +25,23 @@ public:
         mCollection.fields = mFieldNames.data();
     }
 
-    //! The build phase gives the node's attributes, the runtime phase what getFieldsToSerialize() wrote. They are the
-    //! same fields, so both phases are read and checked by the same code.
+    //! The build phase gives the node's attributes, the runtime phase what getFieldsToSerialize() wrote: the same
+    //! attributes, read and checked by the same code, and where the plan comes from.
     nvinfer1::IPluginV3* createPlugin(nvinfer1::AsciiChar const* name, nvinfer1::PluginFieldCollection const* fc,
-        nvinfer1::TensorRTPhase /* phase */) noexcept override
+        nvinfer1::TensorRTPhase phase) noexcept override
     {
         return guarded(Plugin::spec().name, name, "createPlugin", static_cast<nvinfer1::IPluginV3*>(nullptr),
-            [&]() -> nvinfer1::IPluginV3* { return new Plugin(FieldReader(fc, Plugin::fields()), name); });
+            [&]() -> nvinfer1::IPluginV3*
+            {
+                if (phase == nvinfer1::TensorRTPhase::kBUILD)
+                {
+                    return new Plugin(FieldReader(fc, Plugin::fields()), Origin::here(), name);
+                }
+                std::vector<FieldSpec> specs = Plugin::fields();
+                specs.insert(specs.end(), Origin::fields().begin(), Origin::fields().end());
+                FieldReader const reader(fc, specs);
+                return new Plugin(reader, Origin::read(reader), name);
+            });
     }
 
     nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override

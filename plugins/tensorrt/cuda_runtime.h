@@ -2,7 +2,7 @@
 //! The little that the plugins ask of the CUDA runtime. A seam: the host tests link a double instead (tests/doubles.cpp).
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include "kernels/common/launch_status.h"
 
 #include <cstdint>
 
@@ -15,5 +15,11 @@ int32_t smCount() noexcept;
 
 //! CUDA's own words for \p status.
 char const* errorText(cudaError_t status) noexcept;
+
+//! Why a launch was not queued: the kernels' refusal, or CUDA's words.
+inline char const* textOf(LaunchStatus const& status) noexcept
+{
+    return status.isRefusal() ? status.refusal : errorText(status.cuda);
+}
 
 } // namespace vimdeploy

@@ -99,14 +99,28 @@ FieldReader::FieldReader(nvinfer1::PluginFieldCollection const* collection, std:
     }
 }
 
-PluginField const& FieldReader::require(char const* name) const
+PluginField const* FieldReader::find(char const* name) const noexcept
 {
     for (size_t i = 0; i < mCount; ++i)
     {
         if (std::strcmp(mFields[i].name, name) == 0)
         {
-            return mFields[i];
+            return mFields + i;
         }
+    }
+    return nullptr;
+}
+
+bool FieldReader::has(char const* name) const noexcept
+{
+    return find(name) != nullptr;
+}
+
+PluginField const& FieldReader::require(char const* name) const
+{
+    if (PluginField const* const field = find(name))
+    {
+        return *field;
     }
     refuse("attribute '%s' is missing", name);
 }

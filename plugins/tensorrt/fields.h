@@ -40,10 +40,14 @@ public:
     //! The finite value of field \p name (FLOAT32 or FLOAT64, one value).
     float number(char const* name) const;
 
+    //! Whether there is a field \p name.
+    bool has(char const* name) const noexcept;
+
     //! The characters of field \p name, without a terminating NUL.
     std::string text(char const* name) const;
 
 private:
+    nvinfer1::PluginField const* find(char const* name) const noexcept;
     nvinfer1::PluginField const& require(char const* name) const;
 
     nvinfer1::PluginField const* mFields{nullptr};

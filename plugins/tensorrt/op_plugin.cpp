@@ -53,8 +53,9 @@ nvinfer1::IDimensionExpr const* expressionOf(OpSpec const& spec, DimsExprs const
 
 } // namespace
 
-OpPlugin::OpPlugin(OpSpec const& spec, char const* layer)
+OpPlugin::OpPlugin(OpSpec const& spec, Origin const& origin, char const* layer)
     : mSpec(&spec)
+    , mOrigin(origin)
     , mLayer(layer == nullptr ? "" : layer)
 {
 }
@@ -369,6 +370,7 @@ nvinfer1::PluginFieldCollection const* OpPlugin::getFieldsToSerialize() noexcept
         {
             mFields.clear();
             writeFields(mFields);
+            mOrigin.write(mFields);
             return mFields.collection();
         });
 }

@@ -8,6 +8,7 @@
 
 #include "descriptors.h"
 #include "fields.h"
+#include "origin.h"
 
 #include <NvInferRuntime.h>
 
@@ -41,7 +42,7 @@ class OpPlugin
 {
 public:
     //! \param layer the layer's name, for messages only; may be null.
-    OpPlugin(OpSpec const& spec, char const* layer);
+    OpPlugin(OpSpec const& spec, Origin const& origin, char const* layer);
     ~OpPlugin() override = default;
 
     // IPluginV3
@@ -84,6 +85,11 @@ protected:
     OpPlugin(OpPlugin const&) = default;
     OpPlugin& operator=(OpPlugin const&) = delete;
 
+    Origin const& origin() const noexcept
+    {
+        return mOrigin;
+    }
+
     //! A copy of the whole object.
     virtual std::unique_ptr<OpPlugin> copy() const = 0;
 
@@ -105,7 +111,8 @@ protected:
     //! Whether tacticsFor() could ever list \p tactic.
     virtual bool isTactic(int32_t tactic) const noexcept = 0;
 
-    //! Bytes of workspace that are enough for this shape and every smaller one, whatever the tactic.
+    //! Bytes of workspace that are enough for this shape and every smaller one, whatever the tactic, and whichever GPU
+    //! launch() runs on.
     virtual size_t workspaceFor(Symbols const& symbols, nvinfer1::DataType type) const = 0;
 
     //! Launches the kernels on the stream: no allocation, no synchronisation, no other stream.
@@ -127,6 +134,7 @@ private:
         nvinfer1::DynamicPluginTensorDesc const* in, nvinfer1::DynamicPluginTensorDesc const* out) const;
 
     OpSpec const* mSpec; //!< a constant of the library, not owned
+    Origin mOrigin;
     std::string mLayer;
     std::vector<int32_t> mTactics; //!< for the profile and formats of the last configurePlugin()
     int32_t mTactic{0};

@@ -70,8 +70,9 @@ std::vector<FieldSpec> const& ScanPlugin::fields()
     return sFields;
 }
 
-ScanPlugin::ScanPlugin(OpSpec const& spec, bool isGated, FieldReader const& reader, char const* layer)
-    : OpPlugin(spec, layer)
+ScanPlugin::ScanPlugin(
+    OpSpec const& spec, bool isGated, FieldReader const& reader, Origin const& origin, char const* layer)
+    : OpPlugin(spec, origin, layer)
     , mDirections(reader.integers("directions"))
     , mColumnMajor(reader.integers("column_major"))
     , mHeight(reader.integer("height"))
@@ -178,7 +179,7 @@ ScanShape ScanPlugin::shapeOf(Symbols const& symbols, DataType type) const
 std::vector<int32_t> ScanPlugin::tacticsFor(Symbols const& symbols, DataType type) const
 {
     ScanShape const shape = shapeOf(symbols, type);
-    int32_t const multiprocessors = smCount();
+    int32_t const multiprocessors = origin().builtFor();
     std::array<ScanVariant, kSCAN_VARIANT_COUNT> variants{};
     int32_t const count = scanVariants(shape, variants.data());
     std::vector<int32_t> tactics;
@@ -202,11 +203,10 @@ size_t ScanPlugin::workspaceFor(Symbols const& symbols, DataType type) const
 {
     // TensorRT asks before it sets a tactic, and a smaller shape may choose another variant than the largest one.
     ScanShape const shape = shapeOf(symbols, type);
-    int32_t const multiprocessors = smCount();
     size_t bytes{0};
     for (int32_t variant = 1; variant <= kSCAN_VARIANT_COUNT; ++variant)
     {
-        bytes = std::max(bytes, scanWorkspaceSize(shape, static_cast<ScanVariant>(variant), multiprocessors));
+        bytes = std::max(bytes, scanWorkspaceSize(shape, static_cast<ScanVariant>(variant), origin().builtFor()));
     }
     return bytes;
 }
@@ -214,7 +214,7 @@ size_t ScanPlugin::workspaceFor(Symbols const& symbols, DataType type) const
 void ScanPlugin::launch(Symbols const& symbols, DataType type, LaunchArguments const& arguments) const
 {
     ScanShape const shape = shapeOf(symbols, type);
-    int32_t const multiprocessors = smCount();
+    int32_t const multiprocessors = origin().multiprocessors();
     ScanPlan plan;
     if (arguments.tactic != 0)
     {
@@ -223,10 +223,6 @@ void ScanPlugin::launch(Symbols const& symbols, DataType type, LaunchArguments c
     if (plan.variant == ScanVariant::kNONE)
     {
         plan = planScan(shape, multiprocessors);
-    }
-    if (arguments.workspace == nullptr && scanWorkspaceSize(shape, plan.variant, multiprocessors) > 0)
-    {
-        refuse("no workspace was given");
     }
     void const* const* const inputs = arguments.inputs;
     ScanPointers pointers;
@@ -238,12 +234,13 @@ void ScanPlugin::launch(Symbols const& symbols, DataType type, LaunchArguments c
     pointers.dtBias = pointerTo<float>(inputs, kDT_BIAS);
     pointers.z = mIsGated ? inputs[kZ] : nullptr;
     pointers.y = arguments.outputs[0];
-    cudaError_t const status = launchScan(shape, plan, pointers, arguments.workspace, arguments.stream);
-    if (status != cudaSuccess)
+    // TensorRT does not say how much it gave, only that it is what getWorkspaceSize() asked for.
+    Workspace const workspace{arguments.workspace, scanWorkspaceSize(shape, plan.variant, origin().builtFor())};
+    LaunchStatus const status = launchScan(shape, plan, pointers, workspace, arguments.stream);
+    if (!status.ok())
     {
         refuse("the launch of variant %d failed at B = %lld, L = %lld, E = %d: %s", static_cast<int32_t>(plan.variant),
-            static_cast<long long>(shape.batch), static_cast<long long>(shape.length), shape.channels,
-            errorText(status));
+            static_cast<long long>(shape.batch), static_cast<long long>(shape.length), shape.channels, textOf(status));
     }
 }
 
@@ -253,8 +250,8 @@ OpSpec const& SelectiveScanPlugin::spec()
     return sSpec;
 }
 
-SelectiveScanPlugin::SelectiveScanPlugin(FieldReader const& reader, char const* layer)
-    : ScanPlugin(spec(), true, reader, layer)
+SelectiveScanPlugin::SelectiveScanPlugin(FieldReader const& reader, Origin const& origin, char const* layer)
+    : ScanPlugin(spec(), true, reader, origin, layer)
 {
 }
 
@@ -269,8 +266,8 @@ OpSpec const& SelectiveScanNoGatePlugin::spec()
     return sSpec;
 }
 
-SelectiveScanNoGatePlugin::SelectiveScanNoGatePlugin(FieldReader const& reader, char const* layer)
-    : ScanPlugin(spec(), false, reader, layer)
+SelectiveScanNoGatePlugin::SelectiveScanNoGatePlugin(FieldReader const& reader, Origin const& origin, char const* layer)
+    : ScanPlugin(spec(), false, reader, origin, layer)
 {
 }
 

@@ -22,7 +22,7 @@ public:
     static std::vector<FieldSpec> const& fields();
 
 protected:
-    ScanPlugin(OpSpec const& spec, bool isGated, FieldReader const& reader, char const* layer);
+    ScanPlugin(OpSpec const& spec, bool isGated, FieldReader const& reader, Origin const& origin, char const* layer);
 
     int32_t nbGroups() const noexcept override;
     std::vector<DimLimit> const& limits() const noexcept override;
@@ -49,7 +49,7 @@ class SelectiveScanPlugin : public ScanPlugin
 {
 public:
     static OpSpec const& spec();
-    SelectiveScanPlugin(FieldReader const& reader, char const* layer);
+    SelectiveScanPlugin(FieldReader const& reader, Origin const& origin, char const* layer);
 
 protected:
     std::unique_ptr<OpPlugin> copy() const override;
@@ -60,7 +60,7 @@ class SelectiveScanNoGatePlugin : public ScanPlugin
 {
 public:
     static OpSpec const& spec();
-    SelectiveScanNoGatePlugin(FieldReader const& reader, char const* layer);
+    SelectiveScanNoGatePlugin(FieldReader const& reader, Origin const& origin, char const* layer);
 
 protected:
     std::unique_ptr<OpPlugin> copy() const override;

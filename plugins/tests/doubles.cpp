@@ -13,11 +13,17 @@ Launches& launches()
     return sLaunches;
 }
 
+Device& device()
+{
+    static Device sDevice;
+    return sDevice;
+}
+
 } // namespace test
 
 int32_t smCount() noexcept
 {
-    return 108;
+    return test::device().multiprocessors;
 }
 
 char const* errorText(cudaError_t status) noexcept
@@ -25,9 +31,15 @@ char const* errorText(cudaError_t status) noexcept
     return status == cudaErrorInvalidValue ? "invalid argument" : "another error";
 }
 
-cudaError_t launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers, void* workspace,
-    cudaStream_t stream) noexcept
+LaunchStatus launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers,
+    Workspace const& workspace, cudaStream_t stream) noexcept
 {
+    LaunchStatus status;
+    if (checkScanLaunch(shape, plan, pointers, workspace, status.refusal, sizeof(status.refusal)) != nullptr)
+    {
+        status.cuda = cudaErrorInvalidValue;
+        return status;
+    }
     test::Launches& record = test::launches();
     ++record.scans;
     record.scanShape = shape;
@@ -35,17 +47,25 @@ cudaError_t launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointer
     record.scanPointers = pointers;
     record.workspace = workspace;
     record.stream = stream;
-    return record.answer;
+    status.cuda = record.answer;
+    return status;
 }
 
-cudaError_t launchConv(ConvShape const& shape, ConvPointers const& pointers, cudaStream_t stream) noexcept
+LaunchStatus launchConv(ConvShape const& shape, ConvPointers const& pointers, cudaStream_t stream) noexcept
 {
+    LaunchStatus status;
+    if (checkConvLaunch(pointers, status.refusal, sizeof(status.refusal)) != nullptr)
+    {
+        status.cuda = cudaErrorInvalidValue;
+        return status;
+    }
     test::Launches& record = test::launches();
     ++record.convs;
     record.convShape = shape;
     record.convPointers = pointers;
     record.stream = stream;
-    return record.answer;
+    status.cuda = record.answer;
+    return status;
 }
 
 } // namespace vimdeploy

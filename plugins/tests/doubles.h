@@ -8,6 +8,14 @@
 namespace vimdeploy::test
 {
 
+//! The device that smCount() answers for: tests build on one and run on another.
+struct Device
+{
+    int32_t multiprocessors{108};
+};
+
+Device& device();
+
 struct Launches
 {
     int scans{0};
@@ -15,11 +23,11 @@ struct Launches
     ScanShape scanShape;
     ScanPlan scanPlan;
     ScanPointers scanPointers;
-    void* workspace{nullptr};
+    Workspace workspace;
     ConvShape convShape;
     ConvPointers convPointers;
     cudaStream_t stream{nullptr};
-    cudaError_t answer{cudaSuccess}; //!< what the next launches return
+    cudaError_t answer{cudaSuccess}; //!< what CUDA says to launches that are not refused
 };
 
 //! The record of this process; tests reset it by assigning {}.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <utility>
 
 namespace vimdeploy::test
@@ -20,6 +21,13 @@ std::vector<char> bytesOf(std::vector<T> const& values)
         std::memcpy(bytes.data(), values.data(), bytes.size());
     }
     return bytes;
+}
+
+//! \p name in storage that outlives the plugin whose literal it may be: the library may be unloaded between.
+char const* interned(char const* name)
+{
+    static std::set<std::string> sNames;
+    return sNames.insert(name).first->c_str();
 }
 
 template <typename Capability>
@@ -186,6 +194,41 @@ Tensors convTensors(int64_t batch, int64_t length, int64_t channels, int64_t wid
     return {
         {{batch, length, channels}, {groups, channels, width}, {groups, channels}, {groups, batch, length, channels}},
         {type, type, type, type}};
+}
+
+Fields planOf(IPluginV3& plugin)
+{
+    auto const* const collection = runtime(plugin).getFieldsToSerialize();
+    Fields copy;
+    for (int32_t i = 0; i < collection->nbFields; ++i)
+    {
+        PluginField const& field = collection->fields[i];
+        auto const* const chars = static_cast<char const*>(field.data);
+        auto const* const ints = static_cast<int32_t const*>(field.data);
+        char const* const name = interned(field.name);
+        switch (field.type)
+        {
+        case PluginFieldType::kINT32: copy.ints(name, {ints, ints + field.length}); break;
+        case PluginFieldType::kFLOAT32: copy.number(name, *static_cast<float const*>(field.data)); break;
+        case PluginFieldType::kCHAR: copy.text(name, {chars, chars + field.length}); break;
+        default: ADD_FAILURE() << field.name << " is serialised with type " << static_cast<int>(field.type);
+        }
+    }
+    return copy;
+}
+
+int32_t enqueue(IPluginV3& plugin, Tensors const& tensors, void* workspace)
+{
+    std::vector<void const*> inputs;
+    for (int32_t i = 0; i < tensors.nbInputs(); ++i)
+    {
+        inputs.push_back(reinterpret_cast<void const*>(static_cast<uintptr_t>(i) + 1));
+    }
+    void* const output = reinterpret_cast<void*>(uintptr_t{100});
+    auto const descs = tensors.fixed();
+    auto const stream = reinterpret_cast<cudaStream_t>(uintptr_t{9});
+    return runtime(plugin).enqueue(
+        descs.data(), descs.data() + tensors.nbInputs(), inputs.data(), &output, workspace, stream);
 }
 
 int32_t configure(IPluginV3& plugin, Tensors const& tensors)

@@ -1,12 +1,14 @@
-//! Ten thousand random field collections and descriptors. What is wrong with them is random too, so the only claims are
+//! Ten thousand random field collections and descriptors (VIMDEPLOY_PROPERTY_ROUNDS and _SEED ask for others). What is wrong with them is random too, so the only claims are
 //! that nothing crashes (the sanitizers watch), that a refusal is said, and that an acceptance keeps its promises.
 
 #include "doubles.h"
 #include "support.h"
+#include "tensorrt/version.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <random>
 
 using namespace vimdeploy::test;
@@ -16,7 +18,11 @@ using nvinfer1::TensorRTPhase;
 namespace
 {
 
-constexpr int32_t kROUNDS{10000};
+int64_t fromEnvironment(char const* name, int64_t otherwise)
+{
+    char const* const text = std::getenv(name);
+    return text == nullptr ? otherwise : std::strtoll(text, nullptr, 10);
+}
 
 class Dice
 {
@@ -54,7 +60,7 @@ private:
 };
 
 //! Attributes that are right more often than not: a generator of pure noise never gets past the first check.
-Fields randomFields(Dice& dice, bool isScan, std::deque<std::vector<char>>& storage)
+Fields randomFields(Dice& dice, bool isScan, TensorRTPhase phase, std::deque<std::vector<char>>& storage)
 {
     auto const groups = static_cast<size_t>(dice.pick<int64_t>({1, 2, 4, 2, 1, 0, 3, 5, 200}));
     std::vector<int32_t> directions(groups);
@@ -77,8 +83,15 @@ Fields randomFields(Dice& dice, bool isScan, std::deque<std::vector<char>>& stor
     {
         fields = convFields(directions, dice.pick<std::string>({"silu", "none", "", "relu", std::string(300, 'x')}));
     }
-    std::vector<char const*> const names{
-        "directions", "column_major", "height", "scale", "activation", "unknown", "", "plugin_version"};
+    if (phase == TensorRTPhase::kRUNTIME)
+    {
+        fields.ints(
+            "sm_count", {static_cast<int32_t>(dice.pick<int64_t>({1, 58, 132, 256, 132, dice.chance(0.2) ? 0 : 9}))});
+        fields.text("kernels", dice.chance(0.95) ? vimdeploy::kSOURCE_HASH : "0123456789ab");
+    }
+    device().multiprocessors = static_cast<int32_t>(dice.pick<int64_t>({1, 7, 58, 80, 132, 256}));
+    std::vector<char const*> const names{"directions", "column_major", "height", "scale", "activation", "unknown", "",
+        "plugin_version", "sm_count", "kernels"};
     if (dice.chance(0.2))
     {
         fields.drop(dice.pick(names));
@@ -228,16 +241,18 @@ void drive(Dice& dice, IPluginV3& plugin, Tensors const& tensors, Reached& reach
 
 TEST(Property, RandomFieldsAndDescriptorsNeverCrash)
 {
-    Dice dice(20240731);
+    int64_t const rounds = fromEnvironment("VIMDEPLOY_PROPERTY_ROUNDS", 10000);
+    Dice dice(static_cast<uint32_t>(fromEnvironment("VIMDEPLOY_PROPERTY_SEED", 20240731)));
     Reached reached;
-    for (int32_t round = 0; round < kROUNDS && !HasFailure(); ++round)
+    for (int64_t round = 0; round < rounds && !HasFailure(); ++round)
     {
         std::string const op = dice.pick<std::string>({"SelectiveScan", "SelectiveScanNoGate", "CausalConv1d"});
         bool const isScan = op != "CausalConv1d";
         std::deque<std::vector<char>> storage;
-        Fields fields = randomFields(dice, isScan, storage);
+        auto const phase = dice.chance(0.5) ? TensorRTPhase::kBUILD : TensorRTPhase::kRUNTIME;
+        Fields fields = randomFields(dice, isScan, phase, storage);
         Listener listener;
-        auto const plugin = create(op, fields, dice.chance(0.5) ? TensorRTPhase::kBUILD : TensorRTPhase::kRUNTIME);
+        auto const plugin = create(op, fields, phase);
         if (plugin == nullptr)
         {
             ++reached.refused;
@@ -254,12 +269,13 @@ TEST(Property, RandomFieldsAndDescriptorsNeverCrash)
         EXPECT_EQ(build(*restored).getMetadataString(), state);
         drive(dice, *restored, randomTensors(dice, isScan, op == "SelectiveScan", plan->fields[0].length), reached);
     }
+    device() = {};
     // No part of the claim may be hollow.
-    EXPECT_GT(reached.created, kROUNDS / 10);
-    EXPECT_GT(reached.refused, kROUNDS / 10);
-    EXPECT_GT(reached.configured, kROUNDS / 100);
-    EXPECT_GT(reached.shaped, kROUNDS / 100);
-    EXPECT_GT(reached.launched, kROUNDS / 100);
+    EXPECT_GT(reached.created, rounds / 10);
+    EXPECT_GT(reached.refused, rounds / 10);
+    EXPECT_GT(reached.configured, rounds / 100);
+    EXPECT_GT(reached.shaped, rounds / 100);
+    EXPECT_GT(reached.launched, rounds / 100);
     RecordProperty("created", reached.created);
     RecordProperty("configured", reached.configured);
     RecordProperty("launched", reached.launched);

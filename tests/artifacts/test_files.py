@@ -1,5 +1,6 @@
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,8 @@ def test_what_killed_commands_left_is_removed_and_what_running_ones_hold_is_kept
     (tmp_path / f".part.{dead}.model.onnx").write_bytes(b"half")
     (tmp_path / f".part.{running}.model.onnx").write_bytes(b"half")
     (tmp_path / f".part.{dead}.other.onnx").write_bytes(b"half")
+    (tmp_path / f".part.{dead}-7.model.onnx").write_bytes(b"half")
+    (tmp_path / f".pending.{dead}-8.model.onnx.json").write_bytes(b"of another file")
     write_all(new(pair))
     assert names(tmp_path) == sorted(
         ["model.onnx", "model.onnx.json", f".part.{running}.model.onnx", f".part.{dead}.other.onnx"]
@@ -154,3 +157,51 @@ def test_the_hash_of_a_file_larger_than_a_block(tmp_path):
     content = os.urandom(1 << 20) + b"tail"
     (tmp_path / "file").write_bytes(content)
     assert sha256_file(tmp_path / "file") == sha256_bytes(content)
+
+
+WRITER = """
+import pathlib, sys
+from vimdeploy.artifacts.files import sha256_bytes, sidecar_of, write_all
+folder, name, threads = pathlib.Path(sys.argv[1]), sys.argv[2], 3
+def work(thread):
+    for count in range(25):
+        artifact = f"{name} {thread} {count}".encode() * 1000
+        sidecar = f"{name} {thread} {count} describes {sha256_bytes(artifact)}".encode()
+        write_all({folder / "model.onnx.json": sidecar, folder / "model.onnx": artifact})
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(threads) as pool:
+    list(pool.map(work, range(threads)))
+"""
+
+
+def test_many_that_write_one_file_at_once_all_succeed_and_one_of_them_is_there_in_the_end(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True) for name in ("one", "other")]
+    artifact, sidecar = tmp_path / "model.onnx", tmp_path / "model.onnx.json"
+    while any(writer.poll() is None for writer in writers):
+        if artifact.exists():
+            sidecar_of(artifact, sidecar)  # readers come in between
+    for writer in writers:
+        assert writer.communicate()[1] == ""
+        assert writer.returncode == 0
+    assert names(tmp_path) == ["model.onnx", "model.onnx.json"]
+    assert sidecar.read_text().endswith(f"describes {sha256_file(artifact)}")
+
+
+def test_a_description_that_a_kill_left_pending_survives_the_next_failure(pair, tmp_path, monkeypatch):
+    """Killed between the two renamings; the next command fails before it wrote: the description is not lost."""
+    sidecar, artifact = pair
+    artifact.write_bytes(b"newer")
+    (tmp_path / f".pending.{dead_process()}-0.model.onnx.json").write_text(f"describes {sha256_bytes(b'newer')}")
+    with monkeypatch.context() as broken:
+        break_at(broken, "replace", 2)
+        with pytest.raises(ArtifactError):
+            write_all(new(pair))
+    assert sidecar_of(artifact, sidecar).read_text() == f"describes {sha256_file(artifact)}"
+
+
+def test_names_with_patterns_in_them_are_names(tmp_path):
+    pair = tmp_path / "a[1]*.onnx.json", tmp_path / "a[1]*.onnx"
+    (tmp_path / f".part.{dead_process()}-0.a[1]*.onnx").write_bytes(b"half")
+    write_all(new(pair))
+    assert names(tmp_path) == ["a[1]*.onnx", "a[1]*.onnx.json"]

@@ -21,7 +21,7 @@ from vimdeploy import __version__
 from vimdeploy.artifacts.files import sha256_file
 from vimdeploy.artifacts.manifest import read_manifest
 from vimdeploy.commands.inspect import inspect_layers
-from vimdeploy.runtime import session
+from vimdeploy.runtime import plan_session
 
 ROOT = Path(__file__).parents[2]
 SMALL = "layernorm"
@@ -173,7 +173,7 @@ def test_inspect_lists_the_nodes_that_keep_takes_names_of(home):
 
 def test_inspect_lists_the_layers_of_a_plan_as_built(monkeypatch):
     report = {"Layers": [{"LayerType": "PluginV3", "Name": "scan_0", "TacticName": "0x1"}, "without details"]}
-    monkeypatch.setattr(session, "load_plan", lambda path: (None, SimpleNamespace(inspect=lambda: report)))
+    monkeypatch.setattr(plan_session, "load_plan", lambda path: (None, SimpleNamespace(inspect=lambda: report)))
     assert inspect_layers(Path("vim.engine")) == [
         {"layer": "PluginV3", "name": "scan_0", "tactic": "0x1"},
         {"layer": "", "name": "without details", "tactic": ""},
@@ -480,9 +480,9 @@ def incomplete_manifest(folder):
 @pytest.mark.parametrize(
     ("damage", "file", "words"),
     [
-        (corrupt_onnx, "cls_tiny.onnx", "ONNX"),
-        (truncated_onnx, "cls_tiny.onnx", "ONNX"),
-        (empty_onnx, "cls_tiny.onnx", "ONNX"),
+        (corrupt_onnx, "cls_tiny.onnx", {"verify": "ONNX", "predict": "its manifest describes"}),
+        (truncated_onnx, "cls_tiny.onnx", {"verify": "ONNX", "predict": "its manifest describes"}),
+        (empty_onnx, "cls_tiny.onnx", {"verify": "ONNX", "predict": "its manifest describes"}),
         (no_onnx, "cls_tiny.onnx", "no such file"),
         (no_manifest, "cls_tiny.onnx.json", "missing"),
         (newer_manifest, "cls_tiny.onnx.json", "Upgrade vimdeploy"),
@@ -496,7 +496,8 @@ def incomplete_manifest(folder):
 def test_a_damaged_export_is_refused_by_name(copy, damage, file, words, command):
     damage(copy)
     arguments = [copy / "photo.png"] if command == "predict" else []
-    refuse(command, copy / "cls_tiny.onnx", *arguments, words=[copy / file, words], folder=copy)
+    said = words[command] if isinstance(words, dict) else words
+    refuse(command, copy / "cls_tiny.onnx", *arguments, words=[copy / file, said], folder=copy)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vimdeploy.backends.base import Array, OnnxBackend
+from vimdeploy.backends.base import Array
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.commands import demo
 from vimdeploy.errors import ArtifactError, MissingDependencyError, VerificationError
 

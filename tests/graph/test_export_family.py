@@ -10,11 +10,11 @@ import torch
 import vmamba_cases
 
 from vimdeploy import contract
-from vimdeploy.backends.base import OnnxBackend, TorchBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.torch import TorchBackend
 from vimdeploy.errors import UsageError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.export import export_onnx
-from vimdeploy.models.tasks import find_taps
 
 CASES = ("vmamba_v0", "vmamba_v05", "seg_fpn", "det_rope", "v052d_gated", "backbone")
 VMAMBA = ("vmamba_v0", "vmamba_v05", "v052d_gated", "backbone")
@@ -71,7 +71,7 @@ def test_the_file_computes_what_the_official_code_computes(name):
 def test_inner_values_carry_names_and_are_the_same(name):
     model, onnx_model, images, _ = exported(name)
     reference = TorchBackend(model, _task(name), taps=True).run(images[:1])
-    inner = [name for tap in find_taps(model) for name in tap.names]
+    inner = [name for tap in model.taps() for name in tap.names]
     assert inner
     assert set(inner) < set(reference)
     candidate = OnnxBackend(onnx_model, taps=inner).run(images[:1])
@@ -85,7 +85,7 @@ def test_inner_values_carry_names_and_are_the_same(name):
 def test_a_vmamba_block_is_one_scan_and_at_most_two_layout_transposes(name):
     model, onnx_model, images, _ = exported(name)
     scans = _scans(onnx_model)
-    assert len(scans) == len(find_taps(model))
+    assert len(scans) == len(model.taps())
     assert {node.op_type for node in scans} == {"SelectiveScanNoGate"}
     counts = Counter(node.op_type for node in onnx_model.graph.node)
     # The stem and each downsampling have convolutions of their own.

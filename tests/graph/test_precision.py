@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from vimdeploy import contract
 from vimdeploy.artifacts.manifest import read_manifest
-from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.commands.convert import HalfOptions, convert, to_half
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.graph.check import check_model

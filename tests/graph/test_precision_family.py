@@ -7,7 +7,8 @@ import pytest
 import vmamba_cases
 
 from vimdeploy.artifacts.recipe import Parity
-from vimdeploy.backends.base import OnnxBackend, joined
+from vimdeploy.backends.base import joined
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.export import export_onnx

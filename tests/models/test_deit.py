@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from vmamba_cases import image, trained_like_arrays
 
 from vimdeploy.artifacts.recipe import recipes
-from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.errors import CheckpointError, MissingDependencyError, ModelError, UsageError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.export import export_onnx
@@ -96,7 +96,7 @@ def test_a_checkpoint_of_either_library_computes_the_paper(layout, tmp_path):
         saved = load_model(tmp_path / "first.pth").model.net.state_dict()
     torch.save({"model": saved}, tmp_path / "deit.pth")
     loaded = load_model(tmp_path / "deit.pth")
-    assert loaded.recognised.family == "deit"
+    assert loaded.config.family == "deit"
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(IMAGES), reference(state, IMAGES), rtol=1e-4, atol=1e-4)
 

@@ -77,7 +77,7 @@ def test_there_are_recipes_of_every_released_model():
 def test_a_vmamba_classifier_loads_from_its_weights_alone(name, tmp_path):
     model, arrays = vmamba_cases.golden(name)
     loaded = load_model(save(tmp_path, model.state_dict()), ModelRequest(img_size=(64, 64)))
-    assert loaded.recognised.family == "vmamba"
+    assert loaded.config.family == "vmamba"
     assert_same(run(loaded.model, torch.from_numpy(arrays["images"])), [arrays["logits"]])
 
 
@@ -123,7 +123,7 @@ def test_a_dense_vim_is_taken_out_of_a_whole_detector_or_segmentor(name, prefix,
     if prefix == "backbone.net.":
         state["backbone.simfp_2.0.weight"] = torch.zeros(2)
     loaded = load_model(save(tmp_path, state))
-    assert loaded.recognised.family == "vim_dense"
+    assert loaded.config.family == "vim_dense"
     assert loaded.config.kind == name[:3]
     assert_same(run(loaded.model, images), expected)
     said = " ".join(loaded.notes)
@@ -135,7 +135,7 @@ def test_a_vmamba_backbone_is_taken_out_of_a_segmentor(tmp_path):
     model = vmamba_cases.make(**BACKBONE, out_indices=[0, 1, 2, 3])
     state = {"backbone." + key: value for key, value in model.state_dict().items()}
     loaded = load_model(save(tmp_path, {**state, "decode_head.conv_seg.weight": torch.zeros(1)}))
-    assert loaded.recognised.family == "vmamba_dense"
+    assert loaded.config.family == "vmamba_dense"
     assert loaded.config.feature_names == ("p2", "p3", "p4", "p5")
     images = torch.from_numpy(vmamba_cases.image("seg", (1, 3, 64, 64)))
     assert_same(run(loaded.model, images), [m.numpy() for m in run(model, images)])
@@ -159,7 +159,7 @@ def test_a_vim_classifier_serves_as_a_backbone(name, tmp_path):
     depth = golden.config.depth
     path = save(tmp_path, golden.state())
     loaded = load_model(path, ModelRequest(task="dense"))
-    assert loaded.recognised.family == "vim_dense"
+    assert loaded.config.family == "vim_dense"
     assert loaded.config.out_indices[-1] == depth - 1
     model = golden.model()
     rows = [row for row in range(golden.config.num_tokens) if row not in golden.config.class_tokens]
@@ -248,7 +248,7 @@ def test_a_dense_vim_is_recognised_with_its_arguments(case, tmp_path):
 def test_weights_without_a_head_are_said_to_have_none(tmp_path):
     arguments, *_ = dense_cases.options()["plain_two"]
     loaded = load_model(save(tmp_path, make_dense(**arguments).state_dict()))
-    assert loaded.recognised.family == "vim"
+    assert loaded.config.family == "vim"
     assert any("no head" in note and "--task dense" in note for note in loaded.notes)
 
 

@@ -11,10 +11,10 @@ from vimdeploy.cli.options import parse_model_args
 from vimdeploy.errors import CheckpointError, ModelError, UsageError
 from vimdeploy.models import registry as families
 from vimdeploy.models.checkpoint.reading import Checkpoint
+from vimdeploy.models.evidence import MODEL_ARGS, OFFICIAL, RELEASED, SHAPES, summarise_keys
 from vimdeploy.models.load import ModelRequest, load_model
 from vimdeploy.models.vim.config import VimConfig, read_official_arguments
 from vimdeploy.models.vim.model import VisionMamba
-from vimdeploy.models.vim.recognise import MODEL_ARGS, OFFICIAL, RELEASED, SHAPES, summarise_keys
 
 TINY = "vim_tiny_patch16_224"
 VIMS = [recipe.name for recipe in recipes().values() if recipe.family == "vim"]

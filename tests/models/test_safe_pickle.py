@@ -114,7 +114,7 @@ def test_the_backbone_of_an_mmengine_segmentor_computes_what_the_official_code_c
         model = vmamba_cases.make(**arguments)
     state = {"backbone." + key: value for key, value in model.state_dict().items()}
     loaded = load_model(mmengine_checkpoint(state={**state, "decode_head.conv_seg.bias": torch.zeros(2)}))
-    assert loaded.recognised.is_backbone
+    assert loaded.config.is_backbone
     assert any("decode_head (1)" in note for note in loaded.notes)
     with torch.no_grad():
         for mine, theirs in zip(loaded.model(images), expected, strict=True):

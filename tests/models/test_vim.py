@@ -8,7 +8,7 @@ from goldens import DATA, FULL, NAMES, TOLERANCE, golden
 
 from vimdeploy.artifacts.recipe import recipes
 from vimdeploy.errors import ModelError, UsageError, VimdeployError
-from vimdeploy.models.folding import fold
+from vimdeploy.models.family import fold
 from vimdeploy.models.vim.config import VimConfig, read_official_arguments
 from vimdeploy.models.vim.model import VisionMamba
 from vimdeploy.models.vim.pos_embed import resize_pos_embed, resize_pos_embed_officially

@@ -4,7 +4,7 @@ import torch
 from dense_cases import golden, make, options
 
 from vimdeploy.errors import ModelError, UsageError
-from vimdeploy.models.folding import fold
+from vimdeploy.models.family import fold
 from vimdeploy.models.vim.dense_config import VimDenseConfig, read_dense_arguments
 
 OPTIONS = options()

@@ -6,7 +6,7 @@ import torch
 from vmamba_cases import DATA, GOLDENS, golden, image, make, options, trained_like
 
 from vimdeploy.errors import ModelError, UsageError
-from vimdeploy.models.folding import fold
+from vimdeploy.models.family import fold
 from vimdeploy.models.vmamba.config import ForwardType, VmambaConfig, read_vmamba_arguments
 from vimdeploy.models.vmamba.model import VSSM, VSSMBackbone, make_vmamba
 from vimdeploy.models.vmamba.ss2d import SS2D, FoldedSS2D

@@ -11,6 +11,7 @@ import torch
 from vimdeploy.errors import ArtifactError
 from vimdeploy.native.locate import KERNELS, cache_folder, plugin_sources, source_hash
 from vimdeploy.ops import causal_conv1d, causal_conv1d_reference, kernels, selective_scan, selective_scan_reference
+from vimdeploy.ops.arguments import Scan
 from vimdeploy.ops.dispatch import using
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -96,7 +97,7 @@ def test_strided_inputs_and_other_types_of_parameters_are_taken(emulated):
 def test_what_the_kernels_do_not_serve_is_computed_in_torch(emulated):
     for inputs in (scan_inputs(states=70, rank=2), [t.double() for t in scan_inputs()]):
         arguments = (*inputs, [1, -1], [0, 0], 1, 0.5)
-        assert emulated.selective_scan(*arguments) is None
+        assert emulated.selective_scan(Scan(*arguments)) is None
         with using("torch"):
             want = selective_scan(*arguments)
         assert torch.equal(selective_scan(*arguments), want)

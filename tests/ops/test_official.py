@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from vimdeploy.errors import MissingDependencyError, UsageError
 from vimdeploy.ops import causal_conv1d_reference, selective_scan_reference
+from vimdeploy.ops.arguments import Scan
 from vimdeploy.ops.dispatch import VARIABLE, implementation, using
 from vimdeploy.ops.official import official_causal_conv1d, official_selective_scan
 
@@ -64,8 +65,9 @@ def test_scan_in_four_walks_equals_the_loop(gated):
     rows = torch.arange(6)
     columns = torch.tensor([0, 3, 1, 4, 2, 5])
     orders = [rows, columns, rows.flip(0), columns.flip(0)]
-    got = official_selective_scan(u, x_dbl, *weights, z, orders, 0.5)
-    want = selective_scan_reference(u, x_dbl, *weights, z, directions, column_major, height, 0.5)
+    scan = Scan(u, x_dbl, *weights, z, directions, column_major, height, 0.5)
+    got = official_selective_scan(scan, orders)
+    want = selective_scan_reference(*scan)
     torch.testing.assert_close(got, want)
 
 

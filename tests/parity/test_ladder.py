@@ -17,7 +17,9 @@ from vimdeploy import contract
 from vimdeploy.artifacts.images import load_images, synthetic_images
 from vimdeploy.artifacts.manifest import read_manifest
 from vimdeploy.artifacts.recipe import Parity
-from vimdeploy.backends.base import OnnxBackend, SessionBackend, TorchBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.session import SessionBackend
+from vimdeploy.backends.torch import TorchBackend
 from vimdeploy.errors import MissingDependencyError, UsageError
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import ALL, FP16, POLICY, Policy, Rule, convert_model
@@ -26,7 +28,7 @@ from vimdeploy.parity.compare import Report
 from vimdeploy.parity.ladder import LadderReport, Rung, climb
 from vimdeploy.parity.rungs import Subject, make_rungs
 from vimdeploy.parity.torch_policy import lowered
-from vimdeploy.runtime.session import OnnxSession
+from vimdeploy.runtime.onnx_session import OnnxSession
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 

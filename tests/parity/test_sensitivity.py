@@ -15,7 +15,7 @@ from trained_like import image
 
 from vimdeploy.artifacts.manifest import read_manifest
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.commands.convert import HalfOptions, to_half
 from vimdeploy.errors import UsageError, VerificationError
 from vimdeploy.graph.emulate import emulate

@@ -31,7 +31,7 @@ said = {}
 def ours():
     return [c.name for c in registry.all_creators if (c.plugin_namespace, c.plugin_version) == ("vimdeploy", "1")]
 
-def fields(op, directions=(1, -1)):
+def fields(op, directions=(1, -1), kernels=None):
     i32, f32, char = trt.PluginFieldType.INT32, trt.PluginFieldType.FLOAT32, trt.PluginFieldType.CHAR
     one = [trt.PluginField("directions", np.array(directions, np.int32), i32)]
     if op == "CausalConv1d":
@@ -40,13 +40,22 @@ def fields(op, directions=(1, -1)):
         one.append(trt.PluginField("column_major", np.zeros(len(directions), np.int32), i32))
         one.append(trt.PluginField("height", np.array([1], np.int32), i32))
         one.append(trt.PluginField("scale", np.array([0.5], np.float32), f32))
+    if kernels is not None:  # what a plan says besides, and only a plan
+        one.append(trt.PluginField("sm_count", np.array([58], np.int32), i32))
+        one.append(trt.PluginField("kernels", kernels.encode(), char))
     return trt.PluginFieldCollection(one)
 """
 
 LOAD = """
+KERNELS = sys.argv[2]
+
 def visit(op, phase):
     creator = registry.get_creator(op, "1", "vimdeploy")
-    plugin = creator.create_plugin("a layer", fields(op), phase)
+    is_plan = phase == trt.TensorRTPhase.RUNTIME
+    plugin = creator.create_plugin("a layer", fields(op, kernels=KERNELS if is_plan else None), phase)
+    if is_plan:
+        said["other kernels"] = creator.create_plugin("a layer", fields(op, kernels="0123456789ab"), phase) is None
+        said["no plan"] = creator.create_plugin("a layer", fields(op), phase) is None
     kinds = {}
     for kind in ("CORE", "BUILD", "RUNTIME"):
         capability = plugin.get_capability_interface(getattr(trt.PluginCapabilityType, kind))
@@ -112,7 +121,7 @@ def play(script: str, *arguments: object) -> tuple[dict[str, Any], str]:
 
 @pytest.fixture(scope="module")
 def loaded(library: Path) -> tuple[dict[str, Any], str]:
-    return play(LOAD, library)
+    return play(LOAD, library, read_info(library).source_hash)
 
 
 def test_lists_the_ops_and_leaves_no_trace_when_unloaded(loaded: tuple[dict[str, Any], str]) -> None:
@@ -136,6 +145,14 @@ def test_creates_plugins_in_both_phases_and_answers_capabilities(loaded: tuple[d
             assert answer["outputs"] == 1
             assert answer["timing_cache_id"].startswith("directions=1,-1;")
             assert answer["metadata"].startswith(f"vimdeploy::{op};version=1;directions=1,-1;")
+
+
+def test_refuses_a_plan_of_other_kernels_in_words(loaded: tuple[dict[str, Any], str]) -> None:
+    said, errors = loaded
+    assert said["other kernels"]
+    assert said["no plan"]
+    assert "createPlugin: the plan was built with other kernels (0123456789ab) than this library has (" in errors
+    assert "an older library wrote it" in errors
 
 
 def test_refuses_wrong_attributes_in_words(loaded: tuple[dict[str, Any], str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fake_device import TENSORS
 
 import vimdeploy
-from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.commands.build_engine import build_engine
 from vimdeploy.errors import MissingDependencyError
 from vimdeploy.runtime.cuda import CudaDevice

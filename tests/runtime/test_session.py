@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ from vimdeploy.commands.build_engine import build_engine
 from vimdeploy.commands.convert import convert
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
 from vimdeploy.runtime.cuda import CudaDevice
-from vimdeploy.runtime.session import OnnxSession, this_machine
+from vimdeploy.runtime.onnx_session import OnnxSession
+from vimdeploy.runtime.plan_session import load_plan, this_machine
 from vimdeploy.tensorrt.api import Flavour
 from vimdeploy.tensorrt.options import BuildOptions, parse_size
 
@@ -175,13 +177,54 @@ AMPERE = TargetInfo(compute_capabilities=("sm_90",), hardware_compatible=True, d
 def test_why_a_plan_cannot_be_loaded(plan: Path, changes: dict[str, Any], machine: Machine, reason: str) -> None:
     manifest = edit(read_engine_manifest(plan), **changes)
     if not reason:
-        refuse_unloadable(plan, manifest, machine)
+        refuse_unloadable(plan, manifest, machine, allow_host_code=True)
         return
     with pytest.raises(ArtifactError) as caught:
         refuse_unloadable(plan, manifest, machine)
     assert reason in caught.value.message
     assert str(plan) in caught.value.message
     assert "build-engine" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "brings"),
+    [
+        ({"tensorrt": TRT.model_copy(update={"version_compatible": True})}, "a lean runtime"),
+        ({"plugin": PLUGIN.model_copy(update={"embedded": True})}, "a plugin library"),
+    ],
+)
+def test_a_plan_that_brings_code_is_loaded_by_the_users_word_alone(
+    plan: Path, changes: dict[str, Any], brings: str
+) -> None:
+    manifest = edit(read_engine_manifest(plan), **changes)
+    with pytest.raises(ArtifactError, match=f"brings code that loading it would run.*{brings}") as caught:
+        refuse_unloadable(plan, manifest, HERE)
+    assert "--allow-host-code" in caught.value.hint
+    refuse_unloadable(plan, manifest, HERE, allow_host_code=True)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("says_so", [False, True])
+def test_the_manifest_never_switches_host_code_on(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says_so: bool, allowed: bool
+) -> None:
+    """The file that asks for its own code to run is the stranger's: only the caller's word reaches TensorRT."""
+    asked: list[bool] = []
+
+    class Owner:
+        def runtime(self, _: Any, *, host_code: bool) -> Any:
+            asked.append(host_code)
+            return SimpleNamespace(engine=lambda _: "engine")
+
+    monkeypatch.setattr("vimdeploy.runtime.plan_session.trt.load", lambda _: Owner())
+    monkeypatch.setattr("vimdeploy.runtime.plan_session.this_machine", lambda *_: HERE)
+    path = broken(plan, tmp_path, lambda d: d["tensorrt"].update(version_compatible=says_so))
+    if says_so and not allowed:
+        with pytest.raises(ArtifactError, match="brings code"):
+            load_plan(path)
+    else:
+        load_plan(path, allow_host_code=allowed)
+    assert asked == ([] if says_so and not allowed else [allowed])
 
 
 def test_every_reason_is_told_at_once(plan: Path) -> None:
@@ -260,7 +303,7 @@ def test_no_torch_and_no_onnx_are_needed_to_run(tiny: Path) -> None:
         "import sys; [sys.modules.__setitem__(m, None) for m in ('torch', 'onnx', 'onnx_ir', 'onnxscript')];"
         "import numpy as np, vimdeploy;"
         f"s = vimdeploy.load({str(tiny)!r}); print(s(np.zeros((2, 3, 64, 64), np.float32)).shape);"
-        "from vimdeploy.runtime.session import Session"
+        "from vimdeploy.runtime.plan_session import PlanSession"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

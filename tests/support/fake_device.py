@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from vimdeploy.artifacts.tensors import Tensor
 from vimdeploy.errors import VimdeployError
 from vimdeploy.runtime import dlpack
 from vimdeploy.runtime.cuda import CaptureError, Device
-from vimdeploy.tensorrt.boundary import Tensor
 
 
 class FakeDevice(Device):

@@ -6,7 +6,6 @@ the plan: trtexec and Triton would refuse it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +13,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vimdeploy.artifacts.files import sha256_file, sidecar_of
-from vimdeploy.artifacts.manifest import Manifest, TensorInfo, manifest_path
+from vimdeploy.artifacts.manifest import Count, Manifest, TensorInfo, manifest_path
+from vimdeploy.artifacts.structured import read_json
+from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.errors import ArtifactError
-from vimdeploy.tensorrt.boundary import Profile
 
 SCHEMA_VERSION = 1
 
@@ -61,7 +61,7 @@ class EngineManifest(_Section):
     kind: Literal["engine"] = "engine"
     tools: dict[str, str]
     plan_sha256: str
-    plan_bytes: int
+    plan_bytes: Count
     tensorrt: TensorRtInfo
     target: TargetInfo
     plugin: PluginInfo | None
@@ -110,16 +110,15 @@ def read_engine_manifest(plan: Path) -> EngineManifest:
     path = sidecar_of(plan, manifest_path(plan))
     again = "Build the engine again with 'vimdeploy build-engine'."
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, hint=again)
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{path}: the manifest of {plan.name} is missing", hint=f"Copy it along with the plan. {again}"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path}: not a readable JSON file: {error}", hint=again) from error
     if not isinstance(data, dict) or data.get("kind") != "engine":
         raise ArtifactError(f"{path}: is not the manifest of an engine", hint=again)
-    if data.get("schema_version", 0) > SCHEMA_VERSION:
+    version = data.get("schema_version", 0)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(
             f"{path}: has engine schema {data['schema_version']}; this vimdeploy reads up to {SCHEMA_VERSION}",
             hint="Upgrade vimdeploy: pip install --upgrade vimdeploy",
@@ -131,11 +130,28 @@ def read_engine_manifest(plan: Path) -> EngineManifest:
         raise ArtifactError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}", hint=again) from error
 
 
-def refuse_unloadable(plan: Path, manifest: EngineManifest, machine: Machine) -> None:
-    """Raise ArtifactError, with every reason in words, unless this machine can load the plan."""
+def refuse_unloadable(
+    plan: Path,
+    manifest: EngineManifest,
+    machine: Machine,
+    *,
+    allow_modified: bool = False,
+    allow_host_code: bool = False,
+) -> None:
+    """Raise ArtifactError, with every reason in words, unless this machine can load the plan and the user lets it.
+
+    Args:
+        plan: the plan.
+        manifest: as it lies beside it.
+        machine: what is here.
+        allow_modified: take a plan that the manifest does not describe.
+        allow_host_code: take a plan that brings code for this machine's processor, which loading it would run.
+
+    """
     if not plan.exists():
         raise ArtifactError(f"{plan}: there is no such file", hint="Check the path of the plan.")
-    if plan.stat().st_size != manifest.plan_bytes or sha256_file(plan) != manifest.plan_sha256:
+    changed = plan.stat().st_size != manifest.plan_bytes or sha256_file(plan) != manifest.plan_sha256
+    if changed and not allow_modified:
         raise ArtifactError(
             f"{plan}: is not the plan that its manifest describes (SHA-256 differs)",
             hint="Copy plan and manifest together, or build the engine again.",
@@ -146,6 +162,17 @@ def refuse_unloadable(plan: Path, manifest: EngineManifest, machine: Machine) ->
             f"{plan}: cannot be loaded here: {'; '.join(reasons)}",
             hint="Build the engine again on this machine with 'vimdeploy build-engine', or run the ONNX file.",
         )
+    if (code := _host_code(manifest)) and not allow_host_code:
+        raise ArtifactError(
+            f"{plan}: brings code that loading it would run on this machine: {code}",
+            hint="If you trust whoever built it: --allow-host-code, in Python allow_host_code=True.",
+        )
+
+
+def _host_code(manifest: EngineManifest) -> str:
+    found = ["a lean runtime (it is version compatible)"] * manifest.tensorrt.version_compatible
+    found += ["a plugin library"] * bool(manifest.plugin and manifest.plugin.embedded)
+    return " and ".join(found)
 
 
 def _version(made: TensorRtInfo, machine: Machine) -> list[str]:

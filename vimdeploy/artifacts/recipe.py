@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vimdeploy.errors import UsageError, nearest
 
@@ -23,6 +23,10 @@ _PACKAGED = Path(__file__).parents[1] / "_export"
 _CHECKOUT = Path(__file__).parents[2] / "export"
 
 Positive = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(gt=0, le=16384)]
+"""Pixels. A million tokens at patch 16, beyond what any machine runs; larger numbers are slips or lies."""
+Batch = Annotated[int, Field(gt=0, le=65536)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 
 
 class _Strict(BaseModel):
@@ -32,20 +36,27 @@ class _Strict(BaseModel):
 class InputSpec(_Strict):
     """How an image file becomes a tensor: resize, centre crop, scale to [0, 1], normalise."""
 
-    size: tuple[Positive, Positive]
+    size: tuple[Side, Side]
     """(height, width) in pixels."""
-    channels: Positive = 3
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    channels: Annotated[int, Field(gt=0, le=1024)] = 3
+    mean: tuple[Number, ...] = (0.485, 0.456, 0.406)
+    std: tuple[Annotated[Number, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875
+    crop_ratio: Annotated[float, Field(ge=0.05, le=1)] = 0.875
     """The shorter side is resized to size / crop_ratio, and the centre is cut out."""
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> InputSpec:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
+        return self
 
 
 class Classes(_Strict):
     """What the logits stand for."""
 
-    count: Annotated[int, Field(ge=0)]
+    count: Annotated[int, Field(ge=0, le=10_000_000)]
     names: str | tuple[str, ...] | None = None
     """The names themselves, or the stem of a file in ``export/classes`` with one name per line."""
 
@@ -79,9 +90,9 @@ class Precision(_Strict):
 class BatchProfile(_Strict):
     """Batch sizes of the optimization profile."""
 
-    min: Positive = 1
-    opt: Positive = 8
-    max: Positive = 64
+    min: Batch = 1
+    opt: Batch = 8
+    max: Batch = 64
 
 
 class ParityContract(_Strict):

@@ -1,22 +1,19 @@
-"""Inputs and outputs of an ONNX graph as manifests describe them."""
+"""Inputs and outputs of a model, and the shapes that they may take."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from vimdeploy.artifacts.manifest import TensorInfo
-
-if TYPE_CHECKING:
-    import onnx
+from dataclasses import dataclass
 
 
-def tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
-    """Return name, dtype and shape of an ONNX graph's input or output."""
-    import onnx
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output; -1 stands for a dimension that is free."""
 
-    tensor = value.type.tensor_type
-    return TensorInfo(
-        name=value.name,
-        dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
-        shape=tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim),
-    )
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    is_input: bool
+
+
+Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""Per input: its smallest, best and largest shape."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +13,24 @@ from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, Targ
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
 from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
+from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.artifacts.recipe import BatchProfile
-from vimdeploy.backends.base import OnnxBackend, SessionBackend, joined, read_onnx
+from vimdeploy.artifacts.tensors import Profile
+from vimdeploy.backends.base import joined, run_batched
+from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.session import SessionBackend
 from vimdeploy.commands.convert import HalfOptions, to_half
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
 from vimdeploy.graph.precision import PRECISIONS
 from vimdeploy.parity.metrics import compare
 from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.runtime.cuda import CudaDevice
-from vimdeploy.runtime.session import Session
+from vimdeploy.runtime.plan_session import PlanSession
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import builder as engine_build
 from vimdeploy.tensorrt import plugin as plugins
 from vimdeploy.tensorrt import proof, timing
-from vimdeploy.tensorrt.boundary import Layer, Messages, Profile, TimingCacheHandle
+from vimdeploy.tensorrt.boundary import Layer, Messages, TimingCacheHandle
 from vimdeploy.tensorrt.options import BuildOptions, check_options
 from vimdeploy.tensorrt.progress import Tracker
 from vimdeploy.version import __version__
@@ -65,14 +69,14 @@ class _Device:
 class _Request:
     """What :func:`build_engine` was asked for beside the model."""
 
-    options: BuildOptions
-    precision: str | None
-    io_dtype: str
-    keep: tuple[str, ...]
-    max_error: float | None
-    images: Path | None
-    timing_cache: Path | None
-    verify: bool
+    options: BuildOptions = field(default_factory=BuildOptions)
+    precision: str | None = None
+    io_dtype: str = "fp32"
+    keep: tuple[str, ...] = ()
+    max_error: float | None = None
+    images: Path | None = None
+    timing_cache: Path | None = None
+    verify: bool = True
 
     @property
     def for_half(self) -> dict[str, bool]:
@@ -375,9 +379,9 @@ def _parity(plan: bytes, sidecar: EngineManifest, model: onnx.ModelProto, reques
         write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
         batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
         images = sample_images(manifest.preprocessing, request.images, min(batch, 8))
-        with Session(path, graphs=0, plugin=request.options.plugin) as session:
-            candidate = joined(SessionBackend(session).run(images))
-        reference = joined(OnnxBackend(model).run(images))
+        with PlanSession(path, graphs=0, plugin=request.options.plugin, allow_host_code=True) as session:
+            candidate = joined(run_batched(SessionBackend(session), images))
+        reference = joined(run_batched(OnnxBackend(model), images))
     metrics = compare(
         candidate, reference, manifest.contract[sidecar.precision], classes=manifest.model.task == "classify"
     )

@@ -12,8 +12,7 @@ from vimdeploy import needs
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
 from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
-from vimdeploy.artifacts.tensors import tensor_info
-from vimdeploy.backends.base import read_onnx
+from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model

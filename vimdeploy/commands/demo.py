@@ -7,7 +7,6 @@ digits, and classifies a few of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from PIL import Image
 
 from vimdeploy import needs
 from vimdeploy.artifacts.images import load_images
-from vimdeploy.backends.base import Backend, OnnxBackend, TorchBackend
+from vimdeploy.backends.base import joined, run_batched
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.commands.predict import Prediction, predict
 from vimdeploy.errors import ArtifactError, MissingDependencyError, VerificationError
 from vimdeploy.parity.metrics import Metrics, compare
@@ -94,6 +94,7 @@ def run_demo(output: Path, *, reporter: Reporter = SILENT) -> Demo:
 
     """
     needs.require("demo")
+    from vimdeploy.backends.torch import TorchBackend
     from vimdeploy.commands.export import export
 
     source = demo_folder()
@@ -105,9 +106,9 @@ def run_demo(output: Path, *, reporter: Reporter = SILENT) -> Demo:
 
     reporter.stage(f"Comparing on all {len(paths)} held-back digits")
     images = load_images(paths, exported.model.input)
-    total = 2 * len(images)
-    expected = _run(TorchBackend(exported.model.model, "classify"), images, lambda n: reporter.progress(n, total))
-    found = _run(OnnxBackend(exported.path), images, lambda n: reporter.progress(len(images) + n, total))
+    torch, onnx = TorchBackend(exported.model.model, "classify"), OnnxBackend(exported.path)
+    expected = joined(run_batched(torch, images, _BATCH, reporter=reporter.part(0, 2)))
+    found = joined(run_batched(onnx, images, _BATCH, reporter=reporter.part(1, 2)))
     metrics = compare(found, expected, exported.manifest.contract.fp32, classes=True)
     agreement = float(np.mean(found.argmax(1) == expected.argmax(1)))
     if metrics.violations or agreement < 1:
@@ -139,15 +140,6 @@ def _unpack(archive: Path, folder: Path) -> tuple[list[Path], npt.NDArray[np.uin
             f"{folder}: cannot be written: {error.strerror or error}.", hint="Choose another folder with --output."
         ) from error
     return paths, labels
-
-
-def _run(backend: Backend, images: Array, progress: Callable[[int], None]) -> Array:
-    parts = []
-    for start in range(0, len(images), _BATCH):
-        part = images[start : start + _BATCH]
-        parts.append(next(iter(backend.run(part).values())))
-        progress(start + len(part))
-    return np.concatenate(parts)
 
 
 def _accuracy(logits: Array, labels: npt.NDArray[np.uint8]) -> float:

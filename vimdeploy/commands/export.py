@@ -14,8 +14,8 @@ from vimdeploy import contract, needs
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
 from vimdeploy.artifacts.images import synthetic_images
 from vimdeploy.artifacts.manifest import CheckpointInfo, Manifest, ModelInfo, OnnxInfo, manifest_path
+from vimdeploy.artifacts.onnx_file import tensor_info
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, Parity, Precision
-from vimdeploy.artifacts.tensors import tensor_info
 from vimdeploy.errors import UsageError
 from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.version import __version__
@@ -111,7 +111,7 @@ def export(
     )
     reporter.stage(f"Reading {checkpoint.name}" if checkpoint else f"Making {arch}")
     loaded = load_model(checkpoint, request)
-    task = task or ("dense" if loaded.recognised.is_backbone else "classify")
+    task = task or next(iter(loaded.model.tasks()))
     reporter.stage("Exporting to ONNX")
     onnx_model = export_onnx(loaded.model, task=task, batch=batch, opset=opset)
     reporter.stage("Checking the graph")
@@ -185,11 +185,11 @@ def _manifest(
     report: Report | None,
 ) -> Manifest:
     recipe = loaded.recipe
-    count = 0 if loaded.recognised.is_backbone else loaded.config.num_classes
+    count = 0 if loaded.config.is_backbone else loaded.config.num_classes
     return Manifest(
         tools={"vimdeploy": __version__, **{name: version(name) for name in ("torch", "onnx", "onnxscript")}},
         model=ModelInfo(
-            family=loaded.recognised.family,
+            family=loaded.config.family,
             task=request.task or "classify",
             recipe=recipe.name if recipe else None,
             parameters=sum(p.numel() for p in loaded.model.parameters()),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vimdeploy import needs
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES
-from vimdeploy.artifacts.tensors import tensor_info
 from vimdeploy.errors import ArtifactError, UsageError, VimdeployError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def inspect_layers(path: Path) -> list[dict[str, str]]:
     needs.require("inspect")
     import onnx
 
-    from vimdeploy.backends.base import read_onnx
+    from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
 
     model = read_onnx(path)
     graph = onnx.shape_inference.infer_shapes(model).graph
@@ -100,7 +99,7 @@ def inspect_layers(path: Path) -> list[dict[str, str]]:
 
 
 def _plan_layers(path: Path) -> list[dict[str, str]]:
-    from vimdeploy.runtime.session import load_plan
+    from vimdeploy.runtime.plan_session import load_plan
     from vimdeploy.tensorrt.proof import engine_layers
 
     _, engine = load_plan(path)
@@ -131,7 +130,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         facts["architecture"] = {"not recognised": str(error)}
         return facts
     facts["architecture"] = {
-        "family": recognised.family,
+        "family": recognised.config.family,
         "recipe": recognised.recipe.name if recognised.recipe else "none",
         **recognised.config.official(),
     }
@@ -142,7 +141,7 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
     needs.require("inspect")
     from vimdeploy.artifacts.files import sidecar_of
     from vimdeploy.artifacts.manifest import is_stale, manifest_path, read_manifest
-    from vimdeploy.backends.base import read_onnx
+    from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
 
     model = read_onnx(path)
     facts: dict[str, Any] = {

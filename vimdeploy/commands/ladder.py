@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, read_manifest
-from vimdeploy.backends.base import read_onnx
+from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.commands.origin import find_checkpoint, request_of
 from vimdeploy.errors import UsageError
 from vimdeploy.graph.check import check_model
@@ -18,7 +18,7 @@ from vimdeploy.progress import Reporter
 
 if TYPE_CHECKING:
     from vimdeploy.artifacts.manifest import Manifest
-    from vimdeploy.models.registry import FamilyModel
+    from vimdeploy.models.family import FamilyModel
 
 
 def climb_ladder(

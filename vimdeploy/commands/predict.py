@@ -11,7 +11,7 @@ import numpy as np
 
 from vimdeploy.artifacts.images import load_images
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, Manifest, read_manifest
-from vimdeploy.backends.base import SessionBackend
+from vimdeploy.backends.session import SessionBackend
 from vimdeploy.errors import ArtifactError, UsageError
 from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.runtime.session import load

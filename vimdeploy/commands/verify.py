@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from vimdeploy import needs
 from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, is_stale, read_manifest
+from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import read_onnx
 from vimdeploy.commands.origin import find_checkpoint, request_of
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.parity.compare import Report, raise_unless_equal, verify_onnx
@@ -172,5 +172,5 @@ def _precision(manifest: Manifest) -> str:
 
 
 def _default_batches(onnx_model: onnx.ModelProto) -> tuple[int, ...]:
-    fixed = onnx_model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    fixed = fixed_batch(onnx_model)
     return (fixed,) if fixed else (1, 3)

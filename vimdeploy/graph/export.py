@@ -11,15 +11,14 @@ from typing import Any
 import onnx
 import torch
 from onnxscript.values import Opset
-from torch import Tensor, nn
 
 from vimdeploy import contract
 from vimdeploy.errors import UsageError
 from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.schema import register_schemas
-from vimdeploy.models.folding import fold
-from vimdeploy.models.registry import FamilyModel
-from vimdeploy.models.tasks import find_taps, find_task
+from vimdeploy.models.family import FamilyModel, fold
+from vimdeploy.models.tapped import TappedModel
+from vimdeploy.ops.arguments import Scan, ScanDelta
 from vimdeploy.version import __version__
 
 INPUT = "images"
@@ -38,8 +37,8 @@ def export_onnx(
         opset: of the standard ONNX operators.
 
     Returns:
-        A model with input ``images`` (B, C, H, W) float32. The values of its blocks keep the names that
-        :func:`~vimdeploy.models.tasks.find_taps` gives, so that a comparison can find the first block that departs.
+        A model with input ``images`` (B, C, H, W) float32. The values of its blocks keep the names that its
+        :meth:`~vimdeploy.models.family.FamilyModel.taps` give, so that a comparison finds the first that departs.
 
     Raises:
         UsageError: an opset that the function bodies cannot be written in, or a task that does not fit the model.
@@ -51,7 +50,7 @@ def export_onnx(
     wrapper = TappedModel(fold(model), task)
     config = model.config
     images = torch.zeros(batch or 2, config.channels, *config.img_size)
-    with _quiet(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             wrapper,
             (images,),
@@ -64,45 +63,12 @@ def export_onnx(
             verbose=False,
         )
         assert program is not None
-    return _finish(program.model_proto, len(wrapper.outputs))
+    return finish(program.model_proto, len(wrapper.outputs))
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
     """Return the bytes of a model; equal models give equal bytes."""
     return bytes(model.SerializeToString(deterministic=True))
-
-
-class TappedModel(nn.Module):
-    """The task's outputs, followed by the inner values of every block that runs."""
-
-    def __init__(self, model: FamilyModel, task: str) -> None:
-        super().__init__()
-        self.model = model
-        self._task, self._taps = find_task(model, task), find_taps(model)
-
-    @property
-    def outputs(self) -> list[str]:
-        """Names of the task's outputs."""
-        return list(self._task.outputs)
-
-    @property
-    def taps(self) -> list[str]:
-        """Names of the inner values, in the order of computation."""
-        return [name for tap in self._taps for name in tap.names]
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs and the inner values of images (B, C, H, W)."""
-        seen: list[Tensor] = []
-        hooks = [
-            tap.module.register_forward_hook(lambda _module, _inputs, output, tap=tap: seen.extend(tap.read(output)))
-            for tap in self._taps
-        ]
-        try:
-            result = self._task.run(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return (*result, *seen)
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -113,46 +79,27 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def conv(x: Any, weight: Any, bias: Any, directions: Sequence[int], activation: str) -> Any:
         return ops.CausalConv1d(x, weight, bias, directions=list(directions), activation=activation, **plugin)
 
-    def scan(
-        u: Any,
-        x_dbl: Any,
-        A: Any,
-        D: Any,
-        dt_weight: Any,
-        dt_bias: Any,
-        z: Any,
-        directions: Sequence[int],
-        column_major: Sequence[int],
-        height: int,
-        scale: float,
-    ) -> Any:
+    def scan(*arguments: Any) -> Any:
+        s = Scan(*arguments)
         attributes = {
-            "directions": list(directions),
-            "column_major": list(column_major),
-            "height": height,
-            "scale": scale,
+            "directions": list(s.directions),
+            "column_major": list(s.column_major),
+            "height": s.height,
+            "scale": s.scale,
             **plugin,
         }
-        if z is None:
-            return ops.SelectiveScanNoGate(u, x_dbl, A, D, dt_weight, dt_bias, **attributes)
-        return ops.SelectiveScan(u, x_dbl, A, D, dt_weight, dt_bias, z, **attributes)
+        tensors = s[: Scan._fields.index("z")]
+        if s.z is None:
+            return ops.SelectiveScanNoGate(*tensors, **attributes)
+        return ops.SelectiveScan(*tensors, s.z, **attributes)
 
-    def scan_delta(
-        u: Any,
-        delta: Any,
-        A: Any,
-        B: Any,
-        C: Any,
-        D: Any,
-        delta_bias: Any,
-        z: Any,
-        delta_softplus: bool,
-        reverse: bool,
-    ) -> Any:
-        attributes = {"delta_softplus": int(delta_softplus), "reverse": int(reverse), **plugin}
-        if z is None:
-            return ops.SelectiveScanDeltaNoGate(u, delta, A, B, C, D, delta_bias, **attributes)
-        return ops.SelectiveScanDelta(u, delta, A, B, C, D, delta_bias, z, **attributes)
+    def scan_delta(*arguments: Any) -> Any:
+        s = ScanDelta(*arguments)
+        attributes = {"delta_softplus": int(s.delta_softplus), "reverse": int(s.reverse), **plugin}
+        tensors = s[: ScanDelta._fields.index("z")]
+        if s.z is None:
+            return ops.SelectiveScanDeltaNoGate(*tensors, **attributes)
+        return ops.SelectiveScanDelta(*tensors, s.z, **attributes)
 
     return {
         torch.ops.vimdeploy.selective_scan_delta.default: scan_delta,
@@ -161,7 +108,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     }
 
 
-def _finish(model: onnx.ModelProto, outputs: int) -> onnx.ModelProto:
+def finish(model: onnx.ModelProto, outputs: int) -> onnx.ModelProto:
     """Drop the taps from the outputs, strip what only the exporter needs, and add the bodies of the custom ops."""
     del model.graph.output[outputs:]
     _remove_unused(model.graph)
@@ -197,7 +144,7 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Silence the exporter's remarks about torchvision and about its own deprecations."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from torch import Tensor
 from vimdeploy.artifacts.recipe import InputSpec, Recipe, find_recipe
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint.reading import Checkpoint, read_checkpoint
-from vimdeploy.models.registry import FamilyModel, build, config_of, load_weights, recognise, weights_of
-from vimdeploy.models.vim.config import VimConfig
-from vimdeploy.models.vim.pos_embed import resize_pos_embed, resize_pos_embed_officially
-from vimdeploy.models.vim.recognise import FamilyConfig, Recognised, summarise_keys
-from vimdeploy.models.vmamba.config import VmambaConfig
+from vimdeploy.models.config import ModelConfig
+from vimdeploy.models.evidence import summarise_keys
+from vimdeploy.models.family import FamilyModel, Recognised
+from vimdeploy.models.registry import build, config_of, family_of, recognise
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LoadedModel:
     """A model in eval mode with everything known about it."""
 
     model: FamilyModel
-    config: FamilyConfig
+    config: ModelConfig
     """Of the model as it is: resized, if that was asked for."""
     checkpoint: Checkpoint
     recognised: Recognised
@@ -77,18 +76,25 @@ def load_model(path: Path | None, request: ModelRequest | None = None) -> Loaded
     checkpoint, recognised = recognise(
         read_checkpoint(path, request.weights), model_args, recipe, dense=request.task == "dense"
     )
-    config, state = recognised.config, dict(checkpoint.state)
+    config, state = recognised.config, checkpoint.state
     notes = [*checkpoint.notes, *recognised.notes]
-    check_keys(checkpoint, weights_of(build(config)))
+    model = _shapes_alone(config)
+    check_keys(checkpoint, model.weights())
     if request.img_size is not None and request.img_size != config.img_size:
-        config, state, note = _resize(config, state, request.img_size, official=request.official_pos_resize)
-        notes.append(note)
-    if isinstance(config, VmambaConfig):
-        config.check_image()
-    model = build(config)
-    load_weights(model, state)
+        trained, config = config, config.at_size(request.img_size)
+        resized = family_of(config).resize(state, trained, config, request.official_pos_resize)
+        state, model = resized.state, _shapes_alone(config)
+        notes.append(resized.note)
+    config.check_image()
+    model.fill(state)
     spec, labels = _input_spec(recognised, config, notes)
     return LoadedModel(model.eval(), config, checkpoint, recognised, spec, labels, tuple(notes))
+
+
+def _shapes_alone(config: ModelConfig) -> FamilyModel:
+    """Return a model without values: drawing random ones to overwrite them takes longer than reading the checkpoint."""
+    with torch.device("meta"):
+        return build(config)
 
 
 def _random_model(request: ModelRequest) -> LoadedModel:
@@ -103,29 +109,17 @@ def _random_model(request: ModelRequest) -> LoadedModel:
         )
     recipe = find_recipe(request.arch)
     trained = config_of(recipe)
-    config = trained if request.img_size is None else _at_size(trained, request.img_size)
-    if isinstance(config, VmambaConfig):
-        config.check_image()
+    config = trained if request.img_size is None else trained.at_size(request.img_size)
+    config.check_image()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build(config).eval()
     checkpoint = Checkpoint(Path(recipe.name), "", {}, "random", {}, ())
     sources = dict.fromkeys(recipe.model, f"recipe {recipe.name}")
-    recognised = Recognised(_family(recipe, config), trained, sources, recipe, ())
+    recognised = Recognised(trained, sources, recipe)
     notes = [f"random weights: {recipe.title} computes nothing useful, but as fast as a trained one"]
     spec, labels = _input_spec(recognised, config, notes)
     return LoadedModel(model, config, checkpoint, recognised, spec, labels, tuple(notes))
-
-
-def _family(recipe: Recipe, config: FamilyConfig) -> str:
-    backbone = isinstance(config, VmambaConfig) and bool(config.out_indices)
-    return "vmamba_dense" if backbone else recipe.family
-
-
-def _at_size(config: FamilyConfig, img_size: tuple[int, int]) -> FamilyConfig:
-    if isinstance(config, VmambaConfig):
-        return replace(config, imgsize=img_size)
-    return replace(config, img_size=img_size)
 
 
 def check_keys(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
@@ -154,24 +148,8 @@ def check_keys(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
         )
 
 
-def _resize(
-    config: FamilyConfig, state: dict[str, Tensor], img_size: tuple[int, int], *, official: bool
-) -> tuple[FamilyConfig, dict[str, Tensor], str]:
-    sizes = " to ".join(f"{h} x {w}" for h, w in (config.img_size, img_size))
-    resized = _at_size(config, img_size)
-    if not isinstance(config, VimConfig) or not isinstance(resized, VimConfig):
-        # These two resize their position embeddings themselves, while they are loaded.
-        how = "image size changed" if isinstance(config, VmambaConfig) and not config.posembed else "resized"
-        return resized, state, f"{how} from {sizes} pixels"
-    if config.if_abs_pos_embed and resized.grid != config.grid:
-        resize = resize_pos_embed_officially if official else resize_pos_embed
-        state["pos_embed"] = resize(state["pos_embed"], config, resized)
-    how = "as the official code does" if official else "around the class token"
-    return resized, state, f"position embeddings resized from {sizes} pixels {how}"
-
-
 def _input_spec(
-    recognised: Recognised, config: FamilyConfig, notes: list[str]
+    recognised: Recognised, config: ModelConfig, notes: list[str]
 ) -> tuple[InputSpec, tuple[str, ...] | None]:
     """Return the preprocessing and the class names, said by the recipe or assumed."""
     recipe = recognised.recipe
@@ -184,7 +162,7 @@ def _input_spec(
             notes.append(f"{c} channels: mean and standard deviation 0.5 are assumed")
         return InputSpec(size=config.img_size, channels=c, mean=mean, std=std), None
     spec = recipe.input.model_copy(update={"size": config.img_size})
-    if recognised.is_backbone:
+    if config.is_backbone:
         return spec, None
     labels = recipe.classes.labels() if recipe.classes.count == config.num_classes else None
     if recipe.classes.count != config.num_classes:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vimdeploy.ops.arguments import check_directions, check_shapes
 from vimdeploy.ops.dispatch import implementation
 from vimdeploy.ops.kernels import kernels_for
 from vimdeploy.ops.official import official_causal_conv1d
@@ -97,16 +98,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[int], a
             f"{tuple(weight.shape)}, {tuple(bias.shape)}"
         )
     groups, channels, _ = weight.shape
-    if channels != x.shape[2] or tuple(bias.shape) != (groups, channels):
-        raise ValueError(
-            f"causal_conv1d: sizes differ: x {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)}"
-        )
+    check_shapes("causal_conv1d", x=(x, (None, None, channels)), bias=(bias, (groups, channels)))
     check_directions("causal_conv1d", directions, groups)
     if activation not in ("silu", "none"):
         raise ValueError(f"causal_conv1d: activation must be 'silu' or 'none', not {activation!r}")
-
-
-def check_directions(op: str, directions: Sequence[int], groups: int) -> None:
-    """Raise ValueError unless ``directions`` holds one 1 or -1 per group."""
-    if len(directions) != groups or any(d not in (1, -1) for d in directions):
-        raise ValueError(f"{op}: directions must hold 1 or -1 for each of {groups} groups, not {list(directions)}")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vimdeploy.errors import ArtifactError, MissingDependencyError
 from vimdeploy.native.locate import KERNELS, cache_folder, has_code, package_libraries, plugin_sources, source_hash
+from vimdeploy.ops.arguments import Scan
 
 ENVIRONMENT = "VIMDEPLOY_KERNELS"
 """Environment variable with the path of a kernels library."""
@@ -112,55 +113,44 @@ class Kernels:
         self.device_type = "cuda" if library.vimdeploy_kernels_backend() == b"cuda" else "cpu"
         self._library = library
 
-    def selective_scan(
-        self,
-        u: Tensor,
-        x_dbl: Tensor,
-        A: Tensor,
-        D: Tensor,
-        dt_weight: Tensor,
-        dt_bias: Tensor,
-        z: Tensor | None,
-        directions: Sequence[int],
-        column_major: Sequence[int],
-        height: int,
-        scale: float,
-    ) -> Tensor | None:
-        """Compute :func:`vimdeploy.ops.scan`, whose checks the arguments have passed; None if not served."""
-        groups, channels, d_state = A.shape
+    def selective_scan(self, s: Scan) -> Tensor | None:
+        """Compute :func:`vimdeploy.ops.scan.selective_scan` of checked arguments; None if not served."""
+        groups, channels, d_state = s.A.shape
+        u = s.u
         if u.dtype not in _DTYPES or groups > _MAX_GROUPS:
             return None
         _, batch, length, _ = u.shape
-        y = u.new_empty(batch, length, channels, dtype=u.dtype if z is not None else torch.float32)
+        shape, dtype = s.result
+        y = u.new_empty(shape, dtype=dtype)
         args = _ScanArgs(
             struct_size=ctypes.sizeof(_ScanArgs),
             batch=batch,
             length=length,
             channels=channels,
             states=d_state,
-            rank=dt_weight.shape[-1],
+            rank=s.dt_weight.shape[-1],
             groups=groups,
             shared_u=u.shape[0] == 1 and groups > 1,
-            shared_x_dbl=x_dbl.shape[0] == 1 and groups > 1,
-            gated=z is not None,
+            shared_x_dbl=s.x_dbl.shape[0] == 1 and groups > 1,
+            gated=s.z is not None,
             dtype=_DTYPES[u.dtype],
-            directions=_padded(directions, 1),
-            column_major=_padded(column_major, 0),
-            height=height,
-            scale=scale,
+            directions=_padded(s.directions, 1),
+            column_major=_padded(s.column_major, 0),
+            height=s.height,
+            scale=s.scale,
         )
         if self._library.vimdeploy_scan_variants(ctypes.byref(args), (ctypes.c_int32 * 16)(), 16) <= 0:
             return None
         inputs = {
             "u": u.contiguous(),
-            "x_dbl": x_dbl.to(u.dtype).contiguous(),
-            "a": A.float().contiguous(),
-            "d": D.float().contiguous(),
-            "dt_weight": dt_weight.to(u.dtype).contiguous(),
-            "dt_bias": dt_bias.float().contiguous(),
+            "x_dbl": s.x_dbl.to(u.dtype).contiguous(),
+            "a": s.A.float().contiguous(),
+            "d": s.D.float().contiguous(),
+            "dt_weight": s.dt_weight.to(u.dtype).contiguous(),
+            "dt_bias": s.dt_bias.float().contiguous(),
         }
-        if z is not None:
-            inputs["z"] = z.to(u.dtype).contiguous()
+        if s.z is not None:
+            inputs["z"] = s.z.to(u.dtype).contiguous()
         with self._placed(u):
             size = ctypes.c_uint64()
             self._check(self._library.vimdeploy_scan_workspace_size(ctypes.byref(args), ctypes.byref(size)))

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Scan = Callable[..., Tensor]
-Conv = Callable[..., Tensor]
+from vimdeploy.ops.arguments import Scan
+
+Function = Callable[..., Tensor]
+"""Of packages that carry no types."""
 
 
 def official_causal_conv1d(
@@ -21,7 +23,7 @@ def official_causal_conv1d(
     """Compute ``causal_conv1d`` with the package of that name; same arguments and result as our op."""
     from causal_conv1d import causal_conv1d_fn
 
-    conv: Conv = causal_conv1d_fn
+    conv: Function = causal_conv1d_fn
     tokens = x.transpose(1, 2)
     outputs = []
     for g, direction in enumerate(directions):
@@ -31,43 +33,27 @@ def official_causal_conv1d(
     return torch.stack(outputs).contiguous()
 
 
-def official_selective_scan(
-    u: Tensor,
-    x_dbl: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    z: Tensor | None,
-    orders: Sequence[Tensor],
-    scale: float,
-) -> Tensor:
-    """Compute ``selective_scan`` with mamba-ssm's kernel; same arguments and result as our op.
+def official_selective_scan(s: Scan, orders: Sequence[Tensor]) -> Tensor:
+    """Compute ``selective_scan`` with mamba-ssm's kernel; same result as our op.
 
     Only directions and walks are said otherwise: ``orders`` holds per group the token indices, (L,) int64, in the order
     in which it visits them. The gate is applied once, in float32, to the sum of the groups.
     """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    scan: Scan = selective_scan_fn
-    groups, _, d_state = A.shape
-    rank = dt_weight.shape[-1]
-    total = torch.zeros(u.shape[1:], dtype=torch.float32, device=u.device)
-    for g in range(groups):
-        order = orders[g]
-        tokens = u[g if u.shape[0] > 1 else 0][:, order]
-        dt, B, C = torch.split_with_sizes(
-            x_dbl[g if x_dbl.shape[0] > 1 else 0][:, order], [rank, d_state, d_state], dim=-1
-        )
-        delta = dt @ dt_weight[g].T
+    scan: Function = selective_scan_fn
+    total = torch.zeros(s.u.shape[1:], dtype=torch.float32, device=s.u.device)
+    for g, order in enumerate(orders):
+        tokens, dt, B, C = (v[:, order] for v in s.of_group(g))
+        delta = dt @ s.dt_weight[g].T
         y = scan(
             *(v.transpose(1, 2).contiguous() for v in (tokens, delta)),
-            A[g],
+            s.A[g],
             *(v.transpose(1, 2).contiguous() for v in (B, C)),
-            D[g],
-            delta_bias=dt_bias[g],
+            s.D[g],
+            delta_bias=s.dt_bias[g],
             delta_softplus=True,
         )
         total[:, order] += y.transpose(1, 2).float()
-    total = total * scale
-    return total if z is None else (total * F.silu(z.float())).to(u.dtype)
+    total = total * s.scale
+    return total if s.z is None else (total * F.silu(s.z.float())).to(s.u.dtype)

@@ -7,21 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import Backend, OnnxBackend, TorchBackend
-from vimdeploy.errors import ArtifactError, VerificationError
+from vimdeploy.backends.base import Array, filled, run_batched
+from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.parity.metrics import Metrics, compare, relative_rms
 from vimdeploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.registry import FamilyModel
-
-Array = npt.NDArray[np.float32]
+    from vimdeploy.models.family import FamilyModel
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def verify_onnx(
     Args:
         onnx_model: a file or a model in memory.
         model: the PyTorch model in eval mode.
-        task: what both compute, one of :data:`vimdeploy.models.tasks.TASKS`.
+        task: what both compute, one of :data:`vimdeploy.models.family.TASKS`.
         images: (N, C, H, W) float32.
         batches: sizes at which the ONNX model runs; every size sees all images.
         contract: the bounds to keep.
@@ -94,26 +90,25 @@ def verify_onnx(
 
     Raises:
         ArtifactError: the ONNX model does not run, or lacks an output.
+        UsageError: a batch that the ONNX model does not take.
 
     """
-    total, done = len(images) * (len(batches) + 1), 0
+    from vimdeploy.backends.torch import TorchBackend
 
-    def run(backend: Backend, batch: int) -> dict[str, Array]:
-        nonlocal done
-        parts = []
-        for part in _split(images, batch):
-            parts.append(backend.run(part))
-            done = min(done + len(part), total)
-            reporter.progress(done, total)
-        return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]}
-
+    source = onnx_model if isinstance(onnx_model, Path) else "the exported model"
     candidate = OnnxBackend(onnx_model)
-    expected = run(TorchBackend(model, task), max(batches))
+    fixed = candidate.fixed_batch
+    if fixed and (other := next((batch for batch in batches if batch != fixed), None)):
+        raise UsageError(
+            f"{source}: takes batches of {fixed} only, not of {other}.",
+            hint=f"Leave --batch out, or give {fixed}; an export without --batch takes any.",
+        )
+    runs = len(batches) + 1
+    expected = run_batched(TorchBackend(model, task), images, max(batches), reporter=reporter.part(0, runs))
     results = []
-    for batch in batches:
-        outputs = run(candidate, batch)
+    for index, batch in enumerate(batches, 1):
+        outputs = run_batched(candidate, images, batch, reporter=reporter.part(index, runs))
         if missing := [name for name in expected if name not in outputs]:
-            source = onnx_model if isinstance(onnx_model, Path) else "the exported model"
             raise ArtifactError(
                 f"{source}: has no output {', '.join(missing)}; it gives {', '.join(outputs)}.",
                 hint="Export the model again with `vimdeploy export`.",
@@ -123,7 +118,7 @@ def verify_onnx(
             results.append(BatchResult(batch, name, metrics))
     departs = None
     if not all(result.metrics.passed for result in results):
-        departs = first_departure(onnx_model, model, task, images[: min(batches)], contract)
+        departs = first_departure(onnx_model, model, task, filled(images, min(batches)), contract)
     return Report("torch float32", "ONNX Runtime", contract, tuple(results), departs)
 
 
@@ -141,6 +136,8 @@ def first_departure(
     onnx_model: Path | onnx.ModelProto, model: FamilyModel, task: str, images: Array, contract: ParityContract
 ) -> str:
     """Return where two models first differ by more than rounding, in words that follow "they part"."""
+    from vimdeploy.backends.torch import TorchBackend
+
     reference = TorchBackend(model, task, taps=True).run(images)
     candidate = OnnxBackend(onnx_model, taps=list(reference)).run(images)
     taps = [name for name in reference if name.startswith("block.")]
@@ -161,12 +158,3 @@ def first_departure(
             return f"in block {block}, {where}"
     outputs = ", ".join(name for name in reference if name not in taps)
     return f"after the last block: final norm, choice of tokens or head ({outputs})"
-
-
-def _split(images: Array, batch: int) -> list[Array]:
-    """Cut images into batches of exactly ``batch``, the last one filled up with its last image."""
-    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
-    short = batch - len(parts[-1])
-    if short:
-        parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], short, axis=0)])
-    return parts

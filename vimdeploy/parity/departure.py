@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.backends.base import Array
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.parity.metrics import relative_rms
 
-Array = npt.NDArray[np.float32]
 _CHUNK = 200
 """Inner values read in one run; all of a large model at once would hold gigabytes."""
 

@@ -9,16 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from vimdeploy.artifacts.recipe import Parity
-from vimdeploy.backends.base import Backend, joined
+from vimdeploy.backends.base import Array, Backend, joined, run_batched
 from vimdeploy.errors import MissingDependencyError, VerificationError
 from vimdeploy.parity.metrics import Metrics, compare
 from vimdeploy.progress import SILENT, Reporter
 
-Array = npt.NDArray[np.float32]
 Status = Literal["reference", "passed", "failed", "not run"]
 
 
@@ -33,8 +29,6 @@ class Rung:
     """Opens it; MissingDependencyError where this machine cannot run it, VerificationError where nothing should."""
     departs: Callable[[Array], str] | None = None
     """Names, for a failed rung, where it departs from the original."""
-    batch: int | None = None
-    """The only batch it takes."""
     note: str = ""
     """What a reader of its result should know."""
 
@@ -107,7 +101,7 @@ def climb(
     previous: Array | None = None
     for index, rung in enumerate(rungs):
         try:
-            output = _run(rung.open(), images, rung.batch)
+            output = joined(run_batched(rung.open(), images))
         except MissingDependencyError as error:
             results.append(RungResult(rung.name, rung.precision, "not run", reason=error.message))
             continue
@@ -131,14 +125,3 @@ def climb(
         results.append(RungResult(rung.name, rung.precision, status, against_first, against_previous, told))
         previous = output
     return LadderReport(tuple(results), len(images))
-
-
-def _run(backend: Backend, images: Array, batch: int | None) -> Array:
-    size = batch or min(len(images), 8)
-    parts = []
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
-        short = size - len(part) if batch else 0
-        filled = np.concatenate([part, np.repeat(part[-1:], short, axis=0)]) if short else part
-        parts.append(joined(backend.run(filled))[: len(part)])
-    return np.concatenate(parts)

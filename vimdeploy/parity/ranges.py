@@ -8,8 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from vimdeploy.backends.base import OnnxBackend
+from vimdeploy.backends.base import each_batch
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.graph.precision import POLICY
+
+_BATCH = 4
+"""Images at a time: every inner value of each of them is in memory."""
 
 
 def watched(model: onnx.ModelProto) -> list[str]:
@@ -22,27 +26,23 @@ def watched(model: onnx.ModelProto) -> list[str]:
     return list(names)
 
 
-def measure(model: onnx.ModelProto, images: npt.NDArray[np.float32], batch: int = 4) -> Mapping[str, float]:
+def measure(model: onnx.ModelProto, images: npt.NDArray[np.float32]) -> Mapping[str, float]:
     """Return the largest absolute value of every watched tensor over ``images``, in ONNX Runtime.
 
     NaN and infinity count as infinite: no type holds them.
 
     Args:
         model: float32.
-        images: (N, C, H, W); the last batch is filled up with its last image.
-        batch: images at a time; a model of a fixed batch takes its own.
+        images: (N, C, H, W).
 
     """
     inputs = {value.name for value in model.graph.input}
     names = watched(model)
-    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    batch = fixed or min(batch, len(images))
     backend = OnnxBackend(model, taps=names)
     largest: dict[str, float] = {name: float(np.abs(images).max()) for name in names if name in inputs}
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        part = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-        for name, value in backend.run(part).items():
+    batch = backend.fixed_batch or min(_BATCH, len(images))
+    for outputs in each_batch(backend, images, batch):
+        for name, value in outputs.items():
             top = float(np.abs(value).max())
             largest[name] = max(largest.get(name, 0.0), top if np.isfinite(top) else float("inf"))
     return largest

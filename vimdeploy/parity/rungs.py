@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from vimdeploy.artifacts.engine_manifest import read_engine_manifest
 from vimdeploy.artifacts.manifest import Manifest
-from vimdeploy.backends.base import Backend, OnnxBackend, SessionBackend, TorchBackend
+from vimdeploy.artifacts.onnx_file import fixed_batch
+from vimdeploy.backends.base import Array, Backend, filled
+from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.session import SessionBackend
 from vimdeploy.errors import ArtifactError, MissingDependencyError, VerificationError, VimdeployError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
@@ -26,9 +26,7 @@ from vimdeploy.runtime.cuda import CudaDevice
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.registry import FamilyModel
-
-Array = npt.NDArray[np.float32]
+    from vimdeploy.models.family import FamilyModel
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class Subject:
 def make_rungs(subject: Subject, images: Array, reporter: Reporter = SILENT) -> list[Rung]:
     """Return the ladder: torch float32, torch half, ONNX float32, ONNX half, engine float32, engine half."""
     task, half = subject.manifest.model.task, subject.precision
-    fixed = subject.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
-    converted, kept = _converted(subject, images[: fixed or 4], reporter)
+    batch = fixed_batch(subject.model)
+    converted, kept = _converted(subject, images[: batch or 4], reporter)
     emulated = emulate(converted)
     note = f"{', '.join(kept)} in float32" if kept else ""
     bound = subject.manifest.contract[half].relative_rms or 1e-2
@@ -59,6 +57,8 @@ def make_rungs(subject: Subject, images: Array, reporter: Reporter = SILENT) -> 
     def torch_rung(precision: str) -> Backend:
         if subject.torch_model is None:
             raise MissingDependencyError(subject.torch_missing or "the checkpoint is not at hand")
+        from vimdeploy.backends.torch import TorchBackend
+
         if precision == "fp32":
             return TorchBackend(subject.torch_model, task)
         from vimdeploy.parity.torch_policy import lowered
@@ -74,14 +74,14 @@ def make_rungs(subject: Subject, images: Array, reporter: Reporter = SILENT) -> 
         return OnnxBackend(emulated)
 
     def departs(samples: Array) -> str:
-        found = first_departing_node(subject.model, emulated, samples[: fixed or 2], bound)
+        found = first_departing_node(subject.model, emulated, filled(samples, batch or 2), bound)
         return found.in_words() if found else "no single node departs from the float32 model"
 
     return [
         Rung("torch float32", "fp32", lambda: torch_rung("fp32")),
         Rung(f"torch {half}", half, lambda: torch_rung(half), note=note),
-        Rung("ONNX float32", "fp32", lambda: OnnxBackend(subject.model), batch=fixed),
-        Rung(f"ONNX {half}", half, half_rung, departs, fixed, note),
+        Rung("ONNX float32", "fp32", lambda: OnnxBackend(subject.model)),
+        Rung(f"ONNX {half}", half, half_rung, departs, note),
         *(_engine_rung(subject, precision) for precision in ("fp32", half)),
     ]
 
@@ -103,9 +103,9 @@ def _engine_rung(subject: Subject, precision: str) -> Rung:
         CudaDevice()  # says first that there is no GPU
         for path in subject.engines:
             if read_engine_manifest(path).precision == precision:
-                from vimdeploy.runtime.session import Session
+                from vimdeploy.runtime.plan_session import PlanSession
 
-                return SessionBackend(Session(path))
+                return SessionBackend(PlanSession(path))
         raise MissingDependencyError(f"no {precision} engine was given")
 
     return Rung(f"engine {precision}", precision, open_engine)

@@ -12,17 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import OnnxBackend, joined
+from vimdeploy.backends.base import Array, joined, run_batched
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.precision import Policy, Precision, Report, convert_model
 from vimdeploy.parity.metrics import Metrics, compare
 from vimdeploy.progress import SILENT, Reporter
-
-Images = npt.NDArray[np.float32]
 
 HEAD = "head"
 """What follows the last block: final norm, choice of tokens, classifier."""
@@ -75,7 +73,7 @@ class Task:
     """
 
     model: onnx.ModelProto
-    images: Images
+    images: Array
     contract: ParityContract
     classes: bool
     ranges: Mapping[str, float]
@@ -163,20 +161,12 @@ def _fewest(ranked: Sequence[Cost], bound: float, together: float) -> int:
     return next((n for n in range(1, len(squares)) if scale * sum(squares[n:]) <= bound**2), len(squares))
 
 
-_BATCH = 8
-"""Images at a time, where the model takes any batch."""
-
-
 class _Trials:
     """Runs candidates against one reference that is computed once."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._unit: int = task.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
-        self._batch = self._unit if self._unit > 1 else min(len(task.images), _BATCH)
-        count = -(-len(task.images) // self._unit) * self._unit
-        self._images = np.resize(task.images, (count, *task.images.shape[1:]))
-        self._reference = self._run(task.model, self._images)
+        self._reference = _run(task.model, task.images)
 
     def convert(self, precision: Precision, policy: Policy) -> tuple[onnx.ModelProto, Report]:
         task = self._task
@@ -184,11 +174,9 @@ class _Trials:
 
     def metrics(self, converted: onnx.ModelProto, images: int | None = None) -> Metrics:
         """Compare a converted model, rounded as a GPU would, on the first ``images`` (all of them by default)."""
-        count = len(self._images) if images is None else -(-images // self._unit) * self._unit
-        output = self._run(emulate(converted), self._images[:count])
-        return compare(output, self._reference[:count], self._task.contract, classes=self._task.classes)
+        output = _run(emulate(converted), self._task.images[:images])
+        return compare(output, self._reference[:images], self._task.contract, classes=self._task.classes)
 
-    def _run(self, model: onnx.ModelProto, images: Images) -> Images:
-        backend = OnnxBackend(model)
-        parts = [images[i : i + self._batch] for i in range(0, len(images), self._batch)]
-        return np.concatenate([joined(backend.run(part)) for part in parts])
+
+def _run(model: onnx.ModelProto, images: Array) -> Array:
+    return joined(run_batched(OnnxBackend(model), images))

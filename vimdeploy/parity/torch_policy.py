@@ -10,10 +10,7 @@ import torch
 from torch import nn
 
 from vimdeploy import contract
-from vimdeploy.models.folding import fold
-from vimdeploy.models.registry import FamilyModel
-from vimdeploy.models.tasks import find_taps
-from vimdeploy.models.vim.mamba import FoldedMamba
+from vimdeploy.models.family import FamilyModel, FoldedMixer, fold
 from vimdeploy.parity.sensitivity import HEAD
 
 _KEPT = frozenset(t.name for op in contract.OPS.values() for t in op.inputs if t.dtype == "float")
@@ -25,7 +22,7 @@ def lowered(model: FamilyModel, precision: str, *, keep: Collection[str] = ()) -
     """Return a folded copy that computes matrix products, convolutions and custom ops in half precision.
 
     Norms, the residual stream, pooling, A, D and dt_bias stay float32, as in :data:`vimdeploy.graph.precision.POLICY`.
-    VMamba's scans stay float32 here as well: their norm follows at once.
+    Scans whose norm follows at once (VMamba's) stay float32 here as well.
 
     Args:
         model: in eval mode, float32; it is not changed.
@@ -36,14 +33,15 @@ def lowered(model: FamilyModel, precision: str, *, keep: Collection[str] = ()) -
     folded = copy.deepcopy(fold(model))
     kept = _kept_modules(folded, keep)
     for module in folded.modules():
-        if isinstance(module, (FoldedMamba, nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and module not in kept:
+        product = isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
+        if (product or (isinstance(module, FoldedMixer) and module.half_as_one)) and module not in kept:
             _lower(module, _DTYPES[precision])
     return folded
 
 
 def _kept_modules(model: FamilyModel, keep: Collection[str]) -> set[nn.Module]:
     """Return every module inside the named blocks. What is in no block belongs to the first one or to the head."""
-    blocks = {f"block.{i}": tap.module for i, tap in enumerate(find_taps(model))}
+    blocks = {f"block.{i}": tap.module for i, tap in enumerate(model.taps())}
     inside = {module for block in blocks.values() for module in block.modules()}
     kept = {module for name in keep if name in blocks for module in blocks[name].modules()}
     for name, module in model.named_modules():

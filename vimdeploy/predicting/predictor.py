@@ -17,7 +17,7 @@ from vimdeploy import load
 from vimdeploy.artifacts.engine_manifest import read_engine_manifest
 from vimdeploy.artifacts.images import load_image
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, Manifest, read_manifest
-from vimdeploy.backends.base import SessionBackend
+from vimdeploy.backends.session import SessionBackend
 from vimdeploy.errors import ArtifactError, ImageError, UsageError, VimdeployError
 from vimdeploy.predicting.items import Item
 from vimdeploy.predicting.rows import Array, Prediction, best_classes, rank_of

@@ -1,162 +1,31 @@
-"""What every session shares (:class:`Face`), and batches, threads and buffers over a device (:class:`DeviceSession`).
+"""Batches, threads and buffers over a device.
 
 Nothing here knows TensorRT: contexts and the device come through protocols, so that all of it is tested without a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from typing_extensions import Self
+from typing_extensions import override
 
+from vimdeploy.artifacts.tensors import Profile, Tensor
 from vimdeploy.errors import UsageError, VimdeployError
-from vimdeploy.runtime.arrays import View, numpy_dtype, validate, view
+from vimdeploy.runtime.arrays import View, numpy_dtype
 from vimdeploy.runtime.batching import split
 from vimdeploy.runtime.cuda import Device
 from vimdeploy.runtime.device_array import DeviceArray
 from vimdeploy.runtime.pool import Job, Pool
+from vimdeploy.runtime.session import Arrays, Session
 from vimdeploy.runtime.slot import Context, Output, Slot, row_bytes
-from vimdeploy.tensorrt.boundary import Profile, Tensor
-
-Arrays = Mapping[str, Any]
 
 
-class Pending(Protocol):
-    """A call under way."""
-
-    def done(self) -> bool:
-        """Return whether :meth:`result` would not block."""
-
-    def result(self) -> dict[str, Any]:
-        """Wait and return the outputs by name."""
-
-
-class Runner(Protocol):
-    """What both sessions are. Inputs and outputs are dictionaries by tensor name."""
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        """Names, dtypes and shapes of the inputs; -1 is the batch."""
-
-    @property
-    def outputs(self) -> list[Tensor]:
-        """Names, dtypes and shapes of the outputs."""
-
-    def run(self, inputs: Arrays, out: Arrays | None = None) -> dict[str, Any]:
-        """Run a batch of any size."""
-
-    def submit(self, inputs: Arrays, out: Arrays | None = None) -> Pending:
-        """Start a batch and return at once."""
-
-    def __call__(self, images: Any) -> Any:
-        """Run a model of one input and one output."""
-
-    def close(self) -> None:
-        """Give everything back."""
-
-
-class Face:
-    """What both sessions share: names, validation, and running synchronously on top of ``submit``."""
-
-    def __init__(self, tensors: list[Tensor], profile: Profile) -> None:
-        self._tensors = tensors
-        self._profile = profile
-        self.inputs = [t for t in tensors if t.is_input]
-        self.outputs = [t for t in tensors if not t.is_input]
-
-    @property
-    def largest_batch(self) -> int:
-        """The largest batch that is run in one piece."""
-        return min(most[0] for _, _, most in self._profile.values())
-
-    @property
-    def smallest_batch(self) -> int:
-        """The smallest batch the profile admits; smaller ones are padded."""
-        return max(least[0] for least, _, _ in self._profile.values())
-
-    def look(self, inputs: Arrays, stream: int | None = None) -> tuple[dict[str, View], int]:
-        """Validate inputs; returns their views and the batch size."""
-        names = {t.name for t in self.inputs}
-        if set(inputs) != names:
-            given, wanted = ", ".join(sorted(map(str, inputs))) or "none", ", ".join(sorted(names))
-            raise UsageError(f"inputs given: {given}; the model takes: {wanted}", hint="Name every input once.")
-        views = {}
-        for tensor in self.inputs:
-            found = view(tensor.name, inputs[tensor.name], stream=stream)
-            least, _, most = self._profile[tensor.name]
-            validate(tensor.name, found, dtype=tensor.dtype, shape=tensor.shape, least=least, most=most)
-            views[tensor.name] = found
-        batches = {v.shape[0] for v in views.values()}
-        if len(batches) != 1:
-            raise UsageError(f"the inputs have different batch sizes: {sorted(batches)}", hint="Make them equal.")
-        return views, batches.pop()
-
-    def look_out(self, out: Arrays | None, batch: int, stream: int | None = None) -> dict[str, View]:
-        """Validate preallocated outputs; returns their views."""
-        views = {}
-        names = [t.name for t in self.outputs]
-        if unknown := [str(name) for name in out or () if name not in names]:
-            raise UsageError(f"out names '{unknown[0]}'; the model gives: {', '.join(names)}", hint="Name an output.")
-        for tensor in self.outputs:
-            if out is None or tensor.name not in out:
-                continue
-            found = views[tensor.name] = view(tensor.name, out[tensor.name], stream=stream, role="output")
-            wanted = (batch, *tensor.shape[1:])
-            fits = found.dtype == tensor.dtype or (tensor.dtype == "bfloat16" and found.dtype == "uint16")
-            if found.shape != wanted or not fits or not found.contiguous or found.read_only:
-                kind = "read-only " * found.read_only + found.dtype
-                raise UsageError(
-                    f"out['{tensor.name}'] is {kind} {found.shape}, the result is {tensor.dtype} {wanted}",
-                    hint="Pass a contiguous, writable array of that shape and dtype, or leave it out.",
-                )
-        return views
-
-    def run(self, inputs: Arrays, out: Arrays | None = None) -> dict[str, Any]:
-        """Run a batch of any size and wait for it.
-
-        Args:
-            inputs: by name: numpy, torch or anything with DLPack, on the host or the device, contiguous.
-            out: optional preallocated outputs by name, on the host or the device.
-
-        Returns:
-            Outputs by name: ``out`` where given; else on the device where every input is, else numpy.
-
-        Raises:
-            UsageError: an input or ``out`` does not fit; the message names it.
-
-        """
-        result: dict[str, Any] = self.submit(inputs, out).result()
-        return result
-
-    def submit(self, inputs: Arrays, out: Arrays | None = None) -> Any:
-        """Start a batch; the subclass says how."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Give everything back; the subclass says how."""
-
-    def __call__(self, images: Any) -> Any:
-        """Run a model of one input and one output on an array; returns an array."""
-        if len(self.inputs) != 1 or len(self.outputs) != 1:
-            raise UsageError("this model has several inputs or outputs", hint="Use run({'name': array, ...}).")
-        return self.run({self.inputs[0].name: images})[self.outputs[0].name]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class DeviceSession(Face):
-    """Batches, threads and buffers over execution contexts; :class:`Session` gives it TensorRT's.
+class DeviceSession(Session):
+    """Batches, threads and buffers over execution contexts; a plan's session gives it those of TensorRT.
 
     Args:
         make_context: creates an execution context.
@@ -190,6 +59,7 @@ class DeviceSession(Face):
             made.pop_all()  # all of them could be made, so none is closed here
         self._pool = Pool(slots)
 
+    @override
     def submit(self, inputs: Arrays, out: Arrays | None = None) -> Job:
         """Start a batch and return a handle. See :meth:`run`.
 
@@ -213,6 +83,7 @@ class DeviceSession(Face):
             raise
         return job
 
+    @override
     def close(self) -> None:
         """Wait for every call under way, whose results stay readable, and give all memory back."""
         with self._device.active():

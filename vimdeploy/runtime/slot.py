@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from vimdeploy.artifacts.tensors import Tensor
 from vimdeploy.errors import VimdeployError
 from vimdeploy.runtime.arrays import ITEM_BYTES, View
 from vimdeploy.runtime.batching import GraphCache, nearest
 from vimdeploy.runtime.cuda import CaptureError, Device
-from vimdeploy.tensorrt.boundary import Tensor
 
 _log = logging.getLogger(__name__)
 _ALIGNMENT = 256

@@ -15,8 +15,9 @@ from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from vimdeploy.artifacts.tensors import Profile, Tensor
 from vimdeploy.errors import MissingDependencyError, VimdeployError
-from vimdeploy.tensorrt.boundary import Built, Config, Layer, Messages, ParseProblem, Profile, Progress, Tensor
+from vimdeploy.tensorrt.boundary import Built, Config, Layer, Messages, ParseProblem, Progress
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from vimdeploy.artifacts.tensors import Profile
+
 
 @dataclass(frozen=True)
 class Message:
@@ -65,16 +67,6 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One input or output; -1 stands for a dimension that is free."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    is_input: bool
-
-
-@dataclass(frozen=True)
 class ParseProblem:
     """One error of the ONNX parser."""
 
@@ -82,10 +74,6 @@ class ParseProblem:
     text: str
     node: str
     op: str
-
-
-Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-"""Per input: its smallest, best and largest shape."""
 
 
 @dataclass(frozen=True)

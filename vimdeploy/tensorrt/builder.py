@@ -11,11 +11,12 @@ import onnx.helper
 import onnx.inliner
 
 from vimdeploy import contract
+from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.errors import ArtifactError, UsageError
 from vimdeploy.graph import bodies
 from vimdeploy.tensorrt import proof, translate
 from vimdeploy.tensorrt.api import Network, TensorRt
-from vimdeploy.tensorrt.boundary import Built, Config, Layer, Messages, Profile, Progress, TimingCacheHandle
+from vimdeploy.tensorrt.boundary import Built, Config, Layer, Messages, Progress, TimingCacheHandle
 from vimdeploy.tensorrt.options import BuildOptions, batch_profile, parse_profile
 from vimdeploy.tensorrt.progress import Tracker, interruptible
 

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.errors import UsageError, nearest
 from vimdeploy.tensorrt.api import Flavour, TensorRt
-from vimdeploy.tensorrt.boundary import Profile
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 

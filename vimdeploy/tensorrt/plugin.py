@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vimdeploy.contract import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from vimdeploy.contract import OPS, PLUGIN_NAMESPACE, PLUGIN_OPS, PLUGIN_VERSION
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.native.compile import build_plugin
 from vimdeploy.native.locate import PLUGIN, cache_folder, has_code, package_libraries, plugin_sources, source_hash
@@ -268,7 +268,7 @@ def load_library(
         )
     library = find_library(explicit, tensorrt_version=trt.__version__, compute_capability=compute_capability)
     handle = registry.load_library(str(library.path))
-    missing = set(OPS) - set(registered_ops(registry))
+    missing = set(PLUGIN_OPS) - set(registered_ops(registry))
     if handle is None or missing:
         raise VimdeployError(
             f"TensorRT {trt.__version__} could not load {library.path}"

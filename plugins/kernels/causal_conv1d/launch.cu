@@ -37,15 +37,17 @@ cudaError_t queueWidth(int32_t width, conv::Params const& params, bool vectorize
 
 } // namespace
 
-cudaError_t launchConv(ConvShape const& shape, ConvPointers const& pointers, cudaStream_t stream) noexcept
+LaunchStatus launchConv(ConvShape const& shape, ConvPointers const& pointers, cudaStream_t stream) noexcept
 {
+    LaunchStatus status;
     if (shape.batch == 0)
     {
-        return cudaSuccess;
+        return status;
     }
-    if (pointers.x == nullptr || pointers.weight == nullptr || pointers.bias == nullptr || pointers.u == nullptr)
+    if (checkConvLaunch(pointers, status.refusal, sizeof(status.refusal)) != nullptr)
     {
-        return cudaErrorInvalidValue;
+        status.cuda = cudaErrorInvalidValue;
+        return status;
     }
     std::size_t const vectorBytes = sizeOf(shape.type) * conv::kVECTOR;
     bool const vectorized = shape.channels % conv::kVECTOR == 0
@@ -71,11 +73,13 @@ cudaError_t launchConv(ConvShape const& shape, ConvPointers const& pointers, cud
     auto const blocks = static_cast<unsigned>(divideUp(params.work, conv::kTHREADS));
     switch (shape.type)
     {
-    case DType::kFLOAT32: return queueWidth<float>(shape.width, params, vectorized, blocks, stream);
-    case DType::kFLOAT16: return queueWidth<__half>(shape.width, params, vectorized, blocks, stream);
-    case DType::kBFLOAT16: return queueWidth<__nv_bfloat16>(shape.width, params, vectorized, blocks, stream);
+    case DType::kFLOAT32: status.cuda = queueWidth<float>(shape.width, params, vectorized, blocks, stream); break;
+    case DType::kFLOAT16: status.cuda = queueWidth<__half>(shape.width, params, vectorized, blocks, stream); break;
+    case DType::kBFLOAT16:
+        status.cuda = queueWidth<__nv_bfloat16>(shape.width, params, vectorized, blocks, stream);
+        break;
     }
-    return cudaErrorInvalidValue;
+    return status;
 }
 
 } // namespace vimdeploy

@@ -7,9 +7,8 @@
 //! with x = 0 outside the sequence. No workspace, no allocation, no synchronisation, nothing throws.
 #pragma once
 
+#include "kernels/common/launch_status.h"
 #include "kernels/common/types.h"
-
-#include <cuda_runtime_api.h>
 
 namespace vimdeploy
 {
@@ -37,7 +36,10 @@ struct ConvPointers
 //! \return nullptr when the kernel serves `shape`, else `message`, filled with one sentence naming the wrong field.
 char const* checkConvShape(ConvShape const& shape, char* message, std::size_t size) noexcept;
 
-//! Queues the kernel on `stream`. \return cudaErrorInvalidValue for a missing pointer, else the launch's own status.
-cudaError_t launchConv(ConvShape const& shape, ConvPointers const& pointers, cudaStream_t stream) noexcept;
+//! \return nullptr where the launch may be queued, else `message`: which pointer is missing.
+char const* checkConvLaunch(ConvPointers const& pointers, char* message, std::size_t size) noexcept;
+
+//! Queues the kernel on `stream`. \return a refusal (checkConvLaunch), else CUDA's own status.
+LaunchStatus launchConv(ConvShape const& shape, ConvPointers const& pointers, cudaStream_t stream) noexcept;
 
 } // namespace vimdeploy

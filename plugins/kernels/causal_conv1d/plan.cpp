@@ -68,4 +68,10 @@ char const* checkConvShape(ConvShape const& shape, char* message, std::size_t si
     return nullptr;
 }
 
+char const* checkConvLaunch(ConvPointers const& pointers, char* message, std::size_t size) noexcept
+{
+    return checkPointers(
+        {{"x", pointers.x}, {"weight", pointers.weight}, {"bias", pointers.bias}, {"u", pointers.u}}, message, size);
+}
+
 } // namespace vimdeploy

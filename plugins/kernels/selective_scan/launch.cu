@@ -97,30 +97,23 @@ cudaError_t launchPass(ScanShape const& shape, scan::LaunchConfig const& config,
     }
 }
 
-bool isMissingPointer(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers, void* workspace)
-{
-    bool const needsWorkspace = scan::needsPartial(shape) || plan.chunks > 1;
-    return pointers.u == nullptr || pointers.xDbl == nullptr || pointers.A == nullptr || pointers.D == nullptr
-        || pointers.dtWeight == nullptr || pointers.dtBias == nullptr || pointers.y == nullptr
-        || (shape.gated && pointers.z == nullptr) || (needsWorkspace && workspace == nullptr);
-}
-
 } // namespace
 
-cudaError_t launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers, void* workspace,
-    cudaStream_t stream) noexcept
+LaunchStatus launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers,
+    Workspace const& workspace, cudaStream_t stream) noexcept
 {
+    LaunchStatus status;
     if (shape.batch == 0)
     {
-        return cudaSuccess;
+        return status;
     }
-    if (plan.variant == ScanVariant::kNONE || plan.tileLength <= 0 || plan.chunks < 1
-        || plan.chunkLength * plan.chunks < shape.length || isMissingPointer(shape, plan, pointers, workspace))
+    if (checkScanLaunch(shape, plan, pointers, workspace, status.refusal, sizeof(status.refusal)) != nullptr)
     {
-        return cudaErrorInvalidValue;
+        status.cuda = cudaErrorInvalidValue;
+        return status;
     }
     scan::Threads const threads = scan::threadsOf(plan.variant, shape.states);
-    scan::Params params = commonParams(shape, plan, pointers, static_cast<unsigned char*>(workspace));
+    scan::Params params = commonParams(shape, plan, pointers, static_cast<unsigned char*>(workspace.data));
     scan::Passes const passes = scan::makePasses(shape);
     scan::LaunchConfig config{};
     config.grid = dim3(static_cast<unsigned>(shape.batch * plan.chunks * params.channelBlocks));
@@ -158,14 +151,14 @@ cudaError_t launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointer
                 continue;
             }
             config.statesOnly = statesOnly;
-            cudaError_t const status = launchPass(shape, config, params);
-            if (status != cudaSuccess)
+            status.cuda = launchPass(shape, config, params);
+            if (!status.ok())
             {
                 return status;
             }
         }
     }
-    return cudaSuccess;
+    return status;
 }
 
 } // namespace vimdeploy

@@ -8,9 +8,8 @@
 //! called while a stream is captured. No function throws. All are thread-safe (they keep no state).
 #pragma once
 
+#include "kernels/common/launch_status.h"
 #include "kernels/common/types.h"
-
-#include <cuda_runtime_api.h>
 
 namespace vimdeploy
 {
@@ -88,10 +87,19 @@ ScanPlan planScan(ScanShape const& shape, int32_t smCount) noexcept;
 //! shape of an optimisation profile serves every smaller one. 0 is possible. 256-byte alignment is expected.
 std::size_t scanWorkspaceSize(ScanShape const& shape, ScanVariant variant, int32_t smCount) noexcept;
 
+//! Bytes that this very plan writes: what launchScan() asks of its workspace. At most scanWorkspaceSize() of the same
+//! shape, variant and SM count; a plan made for more SMs may need more.
+std::size_t planWorkspaceSize(ScanShape const& shape, ScanPlan const& plan) noexcept;
+
+//! What launchScan() refuses: a missing pointer, a plan made for another shape, a workspace that is too small.
+//! \return nullptr where the launch may be queued, else `message`, as checkScanShape().
+char const* checkScanLaunch(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers,
+    Workspace const& workspace, char* message, std::size_t size) noexcept;
+
 //! Queues the kernels on `stream`. `shape` must have passed checkScanShape and `plan` come from one of the functions
 //! above for this very shape. Pointers need the alignment of their elements only; 16-byte aligned ones are faster.
-//! \return cudaErrorInvalidValue for a missing pointer or a plan that does not fit, else the launch's own status.
-cudaError_t launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers, void* workspace,
-    cudaStream_t stream) noexcept;
+//! \return a refusal (checkScanLaunch), else CUDA's own status.
+LaunchStatus launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers,
+    Workspace const& workspace, cudaStream_t stream) noexcept;
 
 } // namespace vimdeploy

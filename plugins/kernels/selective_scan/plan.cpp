@@ -41,7 +41,10 @@ constexpr int64_t kMAX_CHUNKS = 64;
 //! Blocks per SM that a chunked launch aims at: twelve warps, three per scheduler.
 constexpr int64_t kCHUNK_BLOCKS_PER_SM = 3;
 constexpr int64_t kMAX_GRID = INT32_MAX;
-constexpr int64_t kMAX_LENGTH = INT32_MAX - 1024;
+//! The kernels count tokens in 32 bits: below it every chunk, rounded up to whole tiles, still ends.
+constexpr int64_t kMAX_LENGTH = INT32_MAX - kMAX_CHUNKS * 64;
+//! More bytes than any tensor or workspace has: below it no product of sizes leaves 64 bits.
+constexpr double kMAX_BYTES = 1152921504606846976.0; // 2^60
 
 //! \return states per thread, 0 where the variant cannot run N states.
 int32_t statesPerThread(ScanVariant variant, int32_t states) noexcept
@@ -176,7 +179,7 @@ char const* checkScanShape(ScanShape const& shape, char* message, std::size_t si
     }
     if (shape.length < 1 || shape.length > kMAX_LENGTH)
     {
-        return wrong("%s is %lld; 1 to 2147482623 tokens are served", "length", shape.length);
+        return wrong("%s is %lld; 1 to 2147479551 tokens are served", "length", shape.length);
     }
     if (shape.channels < 1 || shape.channels > (1 << 24))
     {
@@ -216,6 +219,14 @@ char const* checkScanShape(ScanShape const& shape, char* message, std::size_t si
     if (blocks > kMAX_GRID)
     {
         return wrong("%s times channels / 8 is %lld; at most 2147483647 blocks are served", "batch", blocks);
+    }
+    double const widest = std::max(shape.channels, shape.rank + 2 * shape.states);
+    double const tensorBytes
+        = 4.0 * shape.groups * static_cast<double>(shape.batch) * static_cast<double>(shape.length) * widest;
+    double const stateBytes = 8.0 * static_cast<double>(shape.batch) * shape.channels * shape.states;
+    if (tensorBytes > kMAX_BYTES || stateBytes > kMAX_BYTES)
+    {
+        return wrong("%s times length and channels is more than 2^60 bytes at batch %lld", "batch", shape.batch);
     }
     return nullptr;
 }
@@ -316,6 +327,48 @@ std::size_t scanWorkspaceSize(ScanShape const& shape, ScanVariant variant, int32
         bytes += scan::chunkStateBytes(shape, pieces) + scan::chunkDeltaBytes(shape, pieces);
     }
     return static_cast<std::size_t>(bytes);
+}
+
+std::size_t planWorkspaceSize(ScanShape const& shape, ScanPlan const& plan) noexcept
+{
+    int64_t bytes = scan::partialBytes(shape);
+    if (plan.chunks > 1)
+    {
+        int64_t const pieces = shape.batch * plan.chunks;
+        bytes += scan::chunkStateBytes(shape, pieces) + scan::chunkDeltaBytes(shape, pieces);
+    }
+    return static_cast<std::size_t>(bytes);
+}
+
+char const* checkScanLaunch(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers,
+    Workspace const& workspace, char* message, std::size_t size) noexcept
+{
+    void const* const z = shape.gated ? pointers.z : pointers.y; // without a gate there is none to miss
+    if (checkPointers({{"u", pointers.u}, {"x_dbl", pointers.xDbl}, {"A", pointers.A}, {"D", pointers.D},
+                          {"dt_weight", pointers.dtWeight}, {"dt_bias", pointers.dtBias}, {"y", pointers.y}, {"z", z}},
+            message, size)
+        != nullptr)
+    {
+        return message;
+    }
+    if (plan.variant == ScanVariant::kNONE || plan.tileLength <= 0 || plan.chunks < 1
+        || plan.chunkLength % plan.tileLength != 0 || plan.chunkLength * plan.chunks < shape.length)
+    {
+        std::snprintf(message, size, "the plan (variant %d, %d chunks of %lld tokens) is not one for %lld tokens",
+            static_cast<int>(plan.variant), static_cast<int>(plan.chunks), static_cast<long long>(plan.chunkLength),
+            static_cast<long long>(shape.length));
+        return message;
+    }
+    std::size_t const needed = planWorkspaceSize(shape, plan);
+    std::size_t const given = workspace.data == nullptr ? 0 : workspace.bytes;
+    if (given < needed)
+    {
+        std::snprintf(message, size, "the workspace has %llu bytes; variant %d with %d chunks needs %llu",
+            static_cast<unsigned long long>(given), static_cast<int>(plan.variant), static_cast<int>(plan.chunks),
+            static_cast<unsigned long long>(needed));
+        return message;
+    }
+    return nullptr;
 }
 
 } // namespace vimdeploy

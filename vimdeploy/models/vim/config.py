@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 from vimdeploy.errors import ModelError, UsageError, nearest
+from vimdeploy.models.config import ModelConfig, OfficialArguments
 
 POOL_TYPES = ("none", "mean", "max", "all")
 BIMAMBA_TYPES = ("none", "v1", "v2")
@@ -29,7 +30,7 @@ _RANDOM_FORWARD_ARGUMENTS = ("if_random_cls_token_position", "if_random_token_ra
 
 
 @dataclass(frozen=True)
-class VimConfig:
+class VimConfig(ModelConfig):
     """What decides the graph of a Vision Mamba. Names and defaults are those of the official constructor.
 
     ``d_conv``, ``expand``, ``dt_rank``, ``conv_bias``, ``bias`` and ``use_fast_path`` live in its ``ssm_cfg``;
@@ -78,6 +79,11 @@ class VimConfig:
             _check_rope(self)
 
     @property
+    def family(self) -> str:
+        """``vim``."""
+        return "vim"
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return (
@@ -114,19 +120,15 @@ class VimConfig:
         """Whether every sequence is reversed before the first layer (a ``flip_img_sequences_ratio`` above 1)."""
         return self.flip_img_sequences_ratio > 1
 
+    def at_size(self, img_size: tuple[int, int]) -> VimConfig:
+        """Return the same model for images of (height, width) pixels."""
+        return replace(self, img_size=img_size)
+
     def official(self) -> dict[str, Any]:
         """Return the configuration as arguments of the official constructor."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         ssm = {name: values.pop(name) for name in sorted(_SSM_ARGUMENTS)}
         return {**values, "img_size": list(self.img_size), "patch_size": list(self.patch_size), "ssm_cfg": ssm}
-
-
-@dataclass(frozen=True)
-class OfficialArguments:
-    """Arguments of the official constructor as fields of :class:`VimConfig`, and what there is to say about them."""
-
-    values: dict[str, Any]
-    notes: tuple[str, ...]
 
 
 def read_official_arguments(

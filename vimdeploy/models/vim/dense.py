@@ -10,6 +10,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from vimdeploy.models.family import Task
 from vimdeploy.models.vim.dense_config import VimDenseConfig
 from vimdeploy.models.vim.model import VisionMamba
 
@@ -32,6 +33,10 @@ class VisionMambaDense(VisionMamba):
         elif config.if_fpn:
             for name, level in zip(("fpn1", "fpn2", "fpn3", "fpn4"), _make_pyramid(config), strict=True):
                 self.add_module(name, level)
+
+    def tasks(self) -> dict[str, Task]:
+        """Return the one task ``dense``."""
+        return {"dense": Task(self.config.feature_names, self.forward)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Return the feature maps of images (B, C, H, W); with a pyramid, finest first."""

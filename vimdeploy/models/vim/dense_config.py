@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vimdeploy.errors import ModelError, UsageError, nearest
-from vimdeploy.models.vim.config import OfficialArguments, VimConfig, read_official_arguments
+from vimdeploy.models.config import OfficialArguments
+from vimdeploy.models.vim.config import VimConfig, read_official_arguments
 
 LAST_LAYER_PROCESSES = ("none", "add", "add & norm")
 DENSE_ARGUMENTS = ("kind", "out_indices", "if_fpn", "use_residual_as_feature", "last_layer_process", "out_feature")
@@ -64,6 +65,16 @@ class VimDenseConfig(VimConfig):
             raise ModelError(
                 "last_layer_process 'add & norm': the official detection backbone deletes its last norm and crashes."
             )
+
+    @property
+    def family(self) -> str:
+        """``vim_dense``."""
+        return "vim_dense"
+
+    @property
+    def is_backbone(self) -> bool:
+        """True: feature maps, no logits."""
+        return True
 
     @property
     def runs_layers(self) -> bool:

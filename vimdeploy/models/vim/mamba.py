@@ -6,11 +6,12 @@ the form that the custom ops want; :meth:`Mamba.fold` is the one place that know
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from vimdeploy.models.family import FoldedMixer
 from vimdeploy.models.vim.config import VimConfig
 from vimdeploy.ops.conv import causal_conv1d, causal_conv1d_differentiable
 from vimdeploy.ops.scan import selective_scan, selective_scan_differentiable
@@ -79,22 +80,14 @@ def mix(hidden: Tensor, w: MixerWeights) -> Tensor:
     return out if w.out_bias is None else out + w.out_bias
 
 
-class FoldedMamba(nn.Module):
+class FoldedMamba(FoldedMixer):
     """A mixer for inference: :class:`MixerWeights` as buffers. This is what is exported."""
 
-    def __init__(self, weights: MixerWeights) -> None:
-        super().__init__()
-        self._static: dict[str, tuple[int, ...] | float] = {}
-        for field in fields(weights):
-            value = getattr(weights, field.name)
-            if value is None or isinstance(value, Tensor):
-                self.register_buffer(field.name, None if value is None else value.detach().contiguous())
-            else:
-                self._static[field.name] = value
+    half_as_one = True
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Mix tokens (B, L, D)."""
-        return mix(hidden, MixerWeights(**self._buffers, **self._static))  # type: ignore[arg-type]
+        return mix(hidden, MixerWeights(**self.held()))
 
 
 class Mamba(nn.Module):

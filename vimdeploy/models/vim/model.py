@@ -5,12 +5,12 @@ Paper: "Vision Mamba: Efficient Visual Representation Learning with Bidirectiona
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from vimdeploy.models.family import FamilyModel, Tap
 from vimdeploy.models.vim.config import VimConfig
 from vimdeploy.models.vim.mamba import FoldedMamba, Mamba
 
@@ -83,6 +83,11 @@ def make_norm(config: VimConfig) -> nn.Module:
     return norm(config.embed_dim, eps=config.norm_epsilon)
 
 
+def make_rope(config: VimConfig) -> RotaryEmbedding:
+    """Return the rotations for the patches of the model's images."""
+    return RotaryEmbedding(config.embed_dim, config.pt_hw_seq_len, config.img_size[0] // config.patch_size[0])
+
+
 class Block(nn.Module):
     """Add, norm, mix. The mixer's output joins the residual stream at the next block, as in the official code."""
 
@@ -97,12 +102,13 @@ class Block(nn.Module):
         return self.mixer(self.norm(residual)), residual
 
 
-class VisionMamba(nn.Module):
+class VisionMamba(FamilyModel):
     """The classifier. ``forward`` returns logits; :meth:`forward_features` and :meth:`forward_tokens` what precedes.
 
     Fused and unfused add-norm, and a residual in float32 or not, are the same function in float32 and so here.
     """
 
+    config: VimConfig
     cls_token: nn.Parameter
     cls_token_head: nn.Parameter
     cls_token_tail: nn.Parameter
@@ -116,9 +122,7 @@ class VisionMamba(nn.Module):
         if config.if_abs_pos_embed:
             self.pos_embed = _small_random(1, config.num_tokens, config.embed_dim)
         if config.if_rope:
-            self.rope = RotaryEmbedding(
-                config.embed_dim, config.pt_hw_seq_len, config.img_size[0] // config.patch_size[0]
-            )
+            self.rope = make_rope(config)
         self.head = nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm_f = make_norm(config)
@@ -157,6 +161,24 @@ class VisionMamba(nn.Module):
             tokens = tokens.flip(1)  # the official code does not mirror the class token's index
         hidden, residual = self._run_pairs(tokens) if self.config.if_bidirectional else self._run_layers(tokens)
         return hidden if residual is None else residual + hidden
+
+    def taps(self) -> list[Tap]:
+        """Return the blocks with ``block.i.residual`` and ``block.i.hidden``, (B, L, D) each."""
+        # An odd last layer of if_bidirectional never runs.
+        count = len(self.layers) // 2 * 2 if self.config.if_bidirectional else len(self.layers)
+        return [
+            Tap(layer, (f"block.{i}.residual", f"block.{i}.hidden"), lambda output: (output[1], output[0]))
+            for i, layer in enumerate(list(self.layers)[:count])
+        ]
+
+    def fold_mixers(self) -> None:
+        """Replace every mixer by its folded form; those of ``if_bidirectional`` then walk backward themselves."""
+        for index, layer in enumerate(cast("list[Block]", self.layers)):
+            if isinstance(layer.mixer, Mamba):
+                weights = layer.mixer.fold()
+                walks_backward = self.config.if_bidirectional and index % 2 == 1
+                layer.mixer = FoldedMamba(weights.reversed() if walks_backward else weights)
+        self.folded = True
 
     def _class_token_names(self) -> tuple[str, ...]:
         if not self.config.if_cls_token:
@@ -206,18 +228,6 @@ class VisionMamba(nn.Module):
             hidden = hidden_f + reverse(hidden_b)
             residual = residual_f + reverse(residual_b)
         return hidden, residual
-
-
-def fold(model: VisionMamba) -> VisionMamba:
-    """Return a copy of ``model`` for inference: mixers folded into the ops' form, eval mode, no gradients."""
-    folded = copy.deepcopy(model).eval().requires_grad_(False)
-    for index, layer in enumerate(cast("list[Block]", folded.layers)):
-        if isinstance(layer.mixer, Mamba):
-            weights = layer.mixer.fold()
-            walks_backward = model.config.if_bidirectional and index % 2 == 1
-            layer.mixer = FoldedMamba(weights.reversed() if walks_backward else weights)
-    folded.folded = True
-    return folded
 
 
 def _small_random(*shape: int) -> nn.Parameter:

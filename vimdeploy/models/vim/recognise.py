@@ -1,57 +1,49 @@
 """Which Vision Mamba a checkpoint holds.
 
-Shapes and keys decide what they can. The rest comes, in this order, from the user's model arguments, the recipe named,
-the checkpoint's own training arguments, and the released model that fits; every answer remembers where it came from.
+What shapes leave open comes, in this order, from the user's arguments, the recipe named, the checkpoint's own training
+arguments, and the released model that fits.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
 
-from vimdeploy.artifacts.recipe import Recipe, recipes
+from vimdeploy.artifacts.recipe import Recipe
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint.reading import Checkpoint
-from vimdeploy.models.deit.model import DeitConfig
+from vimdeploy.models.evidence import (
+    MODEL_ARGS,
+    OFFICIAL,
+    RELEASED,
+    SHAPES,
+    Layer,
+    Shapes,
+    check_ranks,
+    merge_layers,
+    ratio_of,
+    recipes_of,
+    refuse_contradictions,
+    require_keys,
+    shapes_of,
+    show_value,
+)
+from vimdeploy.models.family import Given, Recognised
 from vimdeploy.models.vim.config import VimConfig, read_official_arguments
-from vimdeploy.models.vmamba.config import VmambaConfig
 
-FamilyConfig = VimConfig | VmambaConfig | DeitConfig
-MODEL_ARGS = "--model-args"
-SHAPES = "the checkpoint's shapes"
-RELEASED = "the released models' defaults"
-OFFICIAL = "the official constructor's defaults"
 _RELEASED_DEFAULTS = {"final_pool_type": "mean"}
 """Where every released model differs from the official constructor's defaults and shapes cannot tell."""
 
 
-@dataclass(frozen=True)
-class Recognised:
-    """A configuration, where each value came from, the recipe that fits, and notes for the user."""
-
-    family: str
-    """``vim``, ``vim_dense``, ``vmamba``, ``vmamba_dense`` or ``deit``."""
-    config: FamilyConfig
-    sources: dict[str, str]
-    recipe: Recipe | None
-    notes: tuple[str, ...]
-
-    @property
-    def is_backbone(self) -> bool:
-        """Whether the model gives feature maps, not logits."""
-        return self.family.endswith("_dense")
-
-
-def recognise_vim(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe: Recipe | None) -> Recognised:
+def recognise_vim(checkpoint: Checkpoint, wanted: Given) -> Recognised:
     """Find the configuration of the classifier in ``checkpoint``.
 
     Args:
         checkpoint: weights under the official keys.
-        model_args: arguments of the official constructor that the user gave.
-        recipe: the recipe that the user named, if any.
+        wanted: the user's arguments and recipe.
 
     Raises:
         CheckpointError: the weights are not a Vision Mamba's.
@@ -59,16 +51,16 @@ def recognise_vim(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe:
         ModelError: the official code crashes on this variant.
 
     """
-    shapes = {key: tuple(value.shape) for key, value in checkpoint.state.items()}
+    shapes, recipe = shapes_of(checkpoint), wanted.recipe
     facts = facts_from_shapes(checkpoint, shapes)
-    given = read_official_arguments(model_args, MODEL_ARGS)
+    given = read_official_arguments(wanted.arguments, MODEL_ARGS)
     notes = list(given.notes)
-    layers: list[tuple[str, dict[str, Any]]] = [(SHAPES, facts), (MODEL_ARGS, given.values)]
-    refuse_contradictions(checkpoint, facts, given.values, MODEL_ARGS, free=())
+    layers: list[Layer] = [(SHAPES, facts), (MODEL_ARGS, given.values)]
+    refuse_others(checkpoint, facts, given.values, MODEL_ARGS)
     if recipe is not None:
         values = read_official_arguments(recipe.model, f"recipe {recipe.name}").values
         # Fine-tuning to other classes keeps the recipe; its class names then no longer apply.
-        refuse_contradictions(checkpoint, facts, values, f"recipe {recipe.name}", free=("num_classes", "img_size"))
+        refuse_others(checkpoint, facts, values, f"recipe {recipe.name}", free=("num_classes", "img_size"))
         layers.append((f"recipe {recipe.name}", values))
     layers += own_arguments(checkpoint, notes)
     released = _released_with(shapes)
@@ -86,10 +78,10 @@ def recognise_vim(checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe:
             "pyramid, pass --task dense"
         )
     sources.update({f.name: OFFICIAL for f in fields(VimConfig) if f.name not in sources})
-    return Recognised("vim", config, sources, recipe or _recipe_for(config), tuple(notes))
+    return Recognised(config, sources, recipe or _recipe_for(config), tuple(notes))
 
 
-def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def facts_from_shapes(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Any]:
     """Return the fields of :class:`VimConfig` that keys and shapes alone decide.
 
     Raises:
@@ -99,12 +91,8 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
     first = "layers.0.mixer."
     needed = ("patch_embed.proj.weight", "layers.0.norm.weight", *(first + k for k in ("A_log", "in_proj.weight")))
     needed += tuple(first + k for k in ("conv1d.weight", "dt_proj.weight", "x_proj.weight"))
-    if missing := [key for key in needed if key not in shapes]:
-        raise CheckpointError(
-            f"{checkpoint.path}: is not a Vision Mamba: {summarise_keys(missing)} missing; it has "
-            f"{summarise_keys(list(shapes))}.",
-            hint="vimdeploy exports checkpoints trained with the official Vim code, with its key names.",
-        )
+    hint = "vimdeploy exports checkpoints trained with the official Vim code, with its key names."
+    require_keys(checkpoint, needed, "Vision Mamba", hint)
     ranks = {"patch_embed.proj.weight": 4, "pos_embed": 3, "head.weight": 2}
     ranks |= {first + k: n for k, n in (("A_log", 2), ("dt_proj.weight", 2), ("conv1d.weight", 3))}
     check_ranks(checkpoint, {key: shape for key, shape in shapes.items() if key in ranks}, ranks, "Vision Mamba")
@@ -140,28 +128,26 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ..
     return facts
 
 
-def check_ranks(
-    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int], model: str
+def refuse_others(
+    checkpoint: Checkpoint, facts: Mapping[str, Any], values: Mapping[str, Any], source: str, free: Collection[str] = ()
 ) -> None:
-    """Raise CheckpointError for an empty tensor, or one of another rank than its kind has in ``model``.
-
-    Args:
-        checkpoint: that the shapes are of, for the message.
-        shapes: by key.
-        ranks: by the end of the key.
-        model: name of the family, for the message.
-
-    """
-    for key, shape in shapes.items():
-        rank = next((rank for end, rank in ranks.items() if key.endswith(end)), len(shape))
-        if len(shape) != rank or 0 in shape:
-            raise CheckpointError(
-                f"{checkpoint.path}: {key} has shape {shape}: no {model} has that.",
-                hint="Save the whole model's state_dict() again, or compare the file's checksum with the source's.",
-            )
+    """Raise UsageError where ``values`` of a source make another Vision Mamba than the shapes say."""
+    if values.get("dt_rank") == 0:  # "auto"
+        values = {**values, "dt_rank": math.ceil(facts["embed_dim"] / 16)}
+    refuse_contradictions(checkpoint, facts, values, source, free=free, same=_same_effect)
 
 
-def _depth(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _same_effect(name: str, value: Any, facts: Mapping[str, Any]) -> bool:
+    """Whether the official constructor makes the same model of ``value`` as of ``facts[name]``, which differs."""
+    embed_dim = facts["embed_dim"]
+    return bool(
+        (name == "init_layer_scale" and None not in (value, facts[name]))  # its trained values are in the weights
+        or (name == "expand" and int(value * embed_dim) == int(facts[name] * embed_dim))
+        or (name == "use_double_cls_token" and not facts["if_cls_token"])
+    )
+
+
+def _depth(checkpoint: Checkpoint, shapes: Shapes) -> int:
     """Return the number of layers; a gap in their numbers is refused before a model of that depth is built."""
     numbers = {int(m[1]) for key in shapes if (m := re.match(r"layers\.(\d+)\.", key))}
     if missing := [i for i in range(len(numbers)) if i not in numbers]:
@@ -172,53 +158,6 @@ def _depth(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> int
     return len(numbers)
 
 
-def summarise_keys(keys: list[str], most: int = 10) -> str:
-    """Return keys for a message: layers of one kind as one entry, at most ``most`` entries."""
-    groups: dict[str, int] = {}
-    for key in keys:
-        pattern = re.sub(r"\.\d+\.", ".*.", key)
-        groups[pattern] = groups.get(pattern, 0) + 1
-    shown = [f"{name} ({count}x)" if count > 1 else name for name, count in list(groups.items())[:most]]
-    more = len(groups) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
-
-
-def ratio_of(d_inner: int, embed_dim: int) -> float:
-    """Return the ratio with int(ratio * embed_dim) == d_inner, as the official mixer computes d_inner."""
-    ratio = d_inner / embed_dim
-    while int(ratio * embed_dim) < d_inner:
-        ratio = math.nextafter(ratio, math.inf)
-    return int(ratio) if ratio == int(ratio) else ratio
-
-
-def refuse_contradictions(
-    checkpoint: Checkpoint, facts: Mapping[str, Any], values: Mapping[str, Any], source: str, free: tuple[str, ...]
-) -> None:
-    """Raise UsageError where ``values`` of a source contradict the shapes; ``free`` names may differ."""
-    for name, value in values.items():
-        if name in free or name not in facts:
-            continue
-        if name == "init_layer_scale" and None not in (value, facts[name]):
-            continue
-        if name == "dt_rank" and value == 0:
-            value = math.ceil(facts["embed_dim"] / 16)  # noqa: PLW2901 - "auto"
-        if name == "expand" and int(value * facts["embed_dim"]) == int(facts[name] * facts["embed_dim"]):
-            continue
-        if name == "use_double_cls_token" and not facts["if_cls_token"]:
-            continue
-        if value != facts[name]:
-            raise UsageError(
-                f"{checkpoint.path}: {source} says {name} = {show_value(value)}, the checkpoint's weights say "
-                f"{show_value(facts[name])}.",
-                hint=f"Leave {name} out, or pass the checkpoint it belongs to.",
-            )
-
-
-def show_value(value: Any) -> str:
-    """Return a value of a configuration for a message."""
-    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
-
-
 def own_arguments(checkpoint: Checkpoint, notes: list[str]) -> list[tuple[str, dict[str, Any]]]:
     """Return what the checkpoint's training arguments say; its model name is a hint, its shapes are not overridden."""
     own: dict[str, Any] = {}
@@ -226,7 +165,7 @@ def own_arguments(checkpoint: Checkpoint, notes: list[str]) -> list[tuple[str, d
     if isinstance(size, int) and size > 0:
         own["img_size"] = (size, size)
     name = checkpoint.arguments.get("model")
-    for recipe in recipes().values():
+    for recipe in recipes_of("vim"):
         if isinstance(name, str) and name in (recipe.official_name, recipe.name):
             own = {**read_official_arguments(recipe.model, f"recipe {recipe.name}").values, **own}
     if isinstance(name, str) and len(own) <= 1:
@@ -234,11 +173,9 @@ def own_arguments(checkpoint: Checkpoint, notes: list[str]) -> list[tuple[str, d
     return [("the checkpoint's training arguments", own)]
 
 
-def _released_with(shapes: Mapping[str, tuple[int, ...]]) -> Recipe | None:
+def _released_with(shapes: Shapes) -> Recipe | None:
     """Return the released Vim whose every shape this is, for what shapes alone leave open (its stride)."""
-    for recipe in recipes().values():
-        if recipe.family != "vim":
-            continue
+    for recipe in recipes_of("vim"):
         config = VimConfig(**read_official_arguments(recipe.model, recipe.name).values)
         if (
             shapes.get("pos_embed") == (1, config.num_tokens, config.embed_dim)
@@ -250,21 +187,10 @@ def _released_with(shapes: Mapping[str, tuple[int, ...]]) -> Recipe | None:
     return None
 
 
-def merge_layers(layers: list[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return each value from the first source that has it, and that source's name."""
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for source, layer in layers:
-        for name, value in layer.items():
-            if name not in values:
-                values[name], sources[name] = value, source
-    return values, sources
-
-
 def settle_img_size(
     checkpoint: Checkpoint,
-    shapes: Mapping[str, tuple[int, ...]],
-    layers: list[tuple[str, dict[str, Any]]],
+    shapes: Shapes,
+    layers: list[Layer],
     values: dict[str, Any],
     sources: dict[str, str],
 ) -> None:
@@ -315,9 +241,7 @@ def _patches(size: tuple[int, int], patch: tuple[int, int], stride: int) -> int:
 
 def _recipe_for(config: VimConfig) -> Recipe | None:
     """Return the recipe of exactly this model, or None."""
-    for recipe in recipes().values():
-        if recipe.family != "vim":
-            continue
+    for recipe in recipes_of("vim"):
         if VimConfig(**read_official_arguments(recipe.model, recipe.name).values) == config:
             return recipe
     return None

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vimdeploy.errors import ModelError, UsageError, nearest
-from vimdeploy.models.vim.config import OfficialArguments
+from vimdeploy.models.config import ModelConfig, OfficialArguments
 
 ACTIVATION_NAMES = ("silu", "gelu", "relu", "sigmoid")
 NORM_NAMES = ("ln", "ln2d", "bn")
@@ -101,7 +101,7 @@ class ForwardType:
 
 
 @dataclass(frozen=True)
-class VmambaConfig:
+class VmambaConfig(ModelConfig):
     """What decides the graph of a VMamba. Names and defaults are the official ones, but two.
 
     ``forward_type`` defaults to ``v05``, as the official default (``v2``) crashes; ``out_indices`` (of the official
@@ -166,6 +166,16 @@ class VmambaConfig:
             self._check_posembed()
 
     @property
+    def family(self) -> str:
+        """``vmamba_dense`` for feature maps, else ``vmamba``."""
+        return "vmamba_dense" if self.is_backbone else "vmamba"
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether it gives feature maps, not logits."""
+        return bool(self.out_indices)
+
+    @property
     def img_size(self) -> tuple[int, int]:
         """``imgsize``, under the name that it has in Vim."""
         return self.imgsize
@@ -174,11 +184,6 @@ class VmambaConfig:
     def channels(self) -> int:
         """``in_chans``, under the name that it has in Vim."""
         return self.in_chans
-
-    @property
-    def flips_sequence(self) -> bool:
-        """False: the scan op walks backward, the graph never does."""
-        return False
 
     @property
     def kind(self) -> ForwardType:
@@ -218,6 +223,10 @@ class VmambaConfig:
     def dt_rank(self, channels: int) -> int:
         """Return R of a block with that many channels."""
         return self.ssm_dt_rank or math.ceil(channels / 16)
+
+    def at_size(self, img_size: tuple[int, int]) -> VmambaConfig:
+        """Return the same model for images of (height, width) pixels."""
+        return replace(self, imgsize=img_size)
 
     def official(self) -> dict[str, Any]:
         """Return the configuration as arguments of the official constructor."""

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vimdeploy.models.family import FamilyModel, Tap, Task
 from vimdeploy.models.vmamba.config import VmambaConfig
 from vimdeploy.models.vmamba.layers2d import DropPath, Mlp, make_downsample, make_norm, make_patch_embed
-from vimdeploy.models.vmamba.ss2d import SS2D
+from vimdeploy.models.vmamba.ss2d import SS2D, FoldedSS2D
 
 
 class VSSBlock(nn.Module):
@@ -85,8 +86,10 @@ class Classifier(nn.Module):
         return cast(Tensor, self.head(self.features(x)))
 
 
-class VSSM(nn.Module):
+class VSSM(FamilyModel):
     """The VMamba classifier: images (B, in_chans, H, W) -> logits (B, num_classes)."""
+
+    config: VmambaConfig
 
     def __init__(self, config: VmambaConfig) -> None:
         super().__init__()
@@ -155,6 +158,20 @@ class VSSM(nn.Module):
         """Return logits (B, num_classes) for images (B, in_chans, H, W)."""
         return cast(Tensor, self.classifier(self.encode(images)))
 
+    def taps(self) -> list[Tap]:
+        """Return the blocks that run, with ``block.i.output`` (B, h, w, dims[stage])."""
+        last = max(self.config.out_indices, default=len(self.layers) - 1)
+        stages = cast("list[Stage]", list(self.layers)[: last + 1])
+        blocks = [block for stage in stages for block in stage.blocks]
+        return [Tap(block, (f"block.{i}.output",), lambda output: (output,)) for i, block in enumerate(blocks)]
+
+    def fold_mixers(self) -> None:
+        """Replace every SS2D by its folded form."""
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, SS2D):
+                    setattr(parent, name, FoldedSS2D(child))
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Read older key names, and resize the position embedding, as the official model does."""
         own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
@@ -177,6 +194,10 @@ class VSSMBackbone(VSSM):
     def _make_head(self) -> None:
         for i in sorted(set(self.config.out_indices)):
             self.add_module(f"outnorm{i}", make_norm(self.config.norm_layer, self.config.dims[i]))
+
+    def tasks(self) -> dict[str, Task]:
+        """Return the one task ``dense``."""
+        return {"dense": Task(self.config.feature_names, self.forward)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Return feature maps (B, dims[i], ~H/stride, ~W/stride) for images (B, in_chans, H, W)."""

@@ -7,19 +7,24 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vimdeploy.artifacts.recipe import Recipe, recipes
+from vimdeploy.artifacts.recipe import Recipe
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint.reading import Checkpoint
-from vimdeploy.models.vim.recognise import (
+from vimdeploy.models.evidence import (
     MODEL_ARGS,
     OFFICIAL,
     SHAPES,
-    Recognised,
+    Layer,
+    Shapes,
     check_ranks,
+    contradict,
     merge_layers,
-    show_value,
-    summarise_keys,
+    recipes_of,
+    refuse_contradictions,
+    require_keys,
+    shapes_of,
 )
+from vimdeploy.models.family import Given, Recognised
 from vimdeploy.models.vmamba.config import ForwardType, VmambaConfig, read_vmamba_arguments
 
 ASSUMED = "the released models (shapes cannot tell)"
@@ -33,19 +38,14 @@ _RANKS = {
 """Ranks by the end of the key, of what the configuration is read from."""
 _FREE = ("num_classes", "imgsize", "out_indices")
 """What fine-tuning changes without making it another model."""
-Shapes = Mapping[str, tuple[int, ...]]
 
 
-def recognise_vmamba(
-    checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe: Recipe | None, *, dense: bool
-) -> Recognised:
+def recognise_vmamba(checkpoint: Checkpoint, wanted: Given) -> Recognised:
     """Find the configuration of the VMamba in ``checkpoint``, whose keys are today's.
 
     Args:
         checkpoint: weights under the official keys, see :func:`vimdeploy.models.vmamba.model.adapt_state`.
-        model_args: arguments of the official constructor that the user gave.
-        recipe: the recipe that the user named, if any.
-        dense: take it for a backbone even if it is a classifier.
+        wanted: the user's arguments and recipe; a classifier can be taken for a backbone.
 
     Raises:
         CheckpointError: the weights are not a VMamba's.
@@ -53,27 +53,24 @@ def recognise_vmamba(
         ModelError: the official code crashes on this variant.
 
     """
-    shapes = {key: tuple(value.shape) for key, value in checkpoint.state.items()}
+    shapes = shapes_of(checkpoint)
     facts = facts_from_shapes(checkpoint, shapes)
-    given = read_vmamba_arguments(model_args, MODEL_ARGS)
-    if dense and not facts["out_indices"]:
+    given = read_vmamba_arguments(wanted.arguments, MODEL_ARGS)
+    if wanted.as_backbone and not facts["out_indices"]:
         facts["out_indices"] = given.values.get("out_indices") or tuple(range(len(facts["depths"])))
-    layers: list[tuple[str, dict[str, Any]]] = [(SHAPES, facts), (MODEL_ARGS, given.values)]
-    _refuse_contradictions(checkpoint, facts, given.values, MODEL_ARGS, shapes, free=())
-    named = recipe or _released_with(facts, shapes)
+    layers: list[Layer] = [(SHAPES, facts), (MODEL_ARGS, given.values)]
+    _refuse_others(checkpoint, facts, given.values, MODEL_ARGS, shapes, free=())
+    named = wanted.recipe or _released_with(facts, shapes)
     if named is not None:
-        if named.family != "vmamba":
-            raise UsageError(f"{checkpoint.path}: is a VMamba, recipe {named.name} is not.")
         values = read_vmamba_arguments(named.model, f"recipe {named.name}").values
-        _refuse_contradictions(checkpoint, facts, values, f"recipe {named.name}", shapes, free=_FREE)
+        _refuse_others(checkpoint, facts, values, f"recipe {named.name}", shapes, free=_FREE)
         layers.append((f"recipe {named.name}", values))
     if not any("forward_type" in layer for _, layer in layers):
         layers.append((ASSUMED, {"forward_type": _forward_type(checkpoint, shapes)}))
     values, sources = merge_layers([*layers, (ASSUMED, {"ssm_act_layer": "silu", "mlp_act_layer": "gelu"})])
     config = VmambaConfig(**values)
     sources.update({name: OFFICIAL for name in config.official() if name not in sources})
-    family = "vmamba_dense" if config.out_indices else "vmamba"
-    return Recognised(family, config, sources, named, (*given.notes, *config.notes))
+    return Recognised(config, sources, named, (*given.notes, *config.notes))
 
 
 def facts_from_shapes(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Any]:
@@ -86,11 +83,7 @@ def facts_from_shapes(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Any]:
     first = "layers.0.blocks.0.op."
     needed = ("patch_embed.0.weight", *(first + key for key in ("A_logs", "x_proj_weight", "dt_projs_weight")))
     needed += (first + "in_proj.weight", first + "out_proj.weight")
-    if missing := [key for key in needed if key not in shapes]:
-        raise CheckpointError(
-            f"{checkpoint.path}: is not a VMamba: {summarise_keys(missing)} missing; it has "
-            f"{summarise_keys(list(shapes))}."
-        )
+    require_keys(checkpoint, needed, "VMamba")
     depths = _depths(checkpoint, shapes)
     check_ranks(checkpoint, shapes, _RANKS, "VMamba")
     ops = [f"layers.{i}.blocks.0.op." for i in range(len(depths))]
@@ -188,30 +181,22 @@ def _forward_type(checkpoint: Checkpoint, shapes: Shapes) -> str:
     return "v05" + ("" if norm == "layernorm" else f"_on{norm}") + ("" if gated else "_noz")
 
 
-def _refuse_contradictions(
+def _refuse_others(
     checkpoint: Checkpoint, facts: Mapping[str, Any], values: Mapping[str, Any], source: str, shapes: Shapes, free: Any
 ) -> None:
-    open_names = {*free, *_without_effect(facts, values)}
-    for name, value in values.items():
-        if name in open_names or name not in facts or value == facts[name]:
-            continue
-        if _same_effect(name, value, facts):
-            continue
-        raise UsageError(
-            f"{checkpoint.path}: {source} says {name} = {show_value(value)}, the checkpoint's weights say "
-            f"{show_value(facts[name])}.",
-            hint=f"Leave {name} out, or pass the checkpoint it belongs to.",
-        )
+    unread = _without_effect(facts, values)
+    refuse_contradictions(checkpoint, facts, values, source, free={*free, *unread}, same=_same_effect)
     if "forward_type" in values:
         kind = ForwardType.parse(values["forward_type"])
         gated, norm = _features(shapes)
         if kind.gated != gated or (
             kind.out_norm != norm if norm else kind.out_norm in ("layernorm", "cnorm", "dwconv3")
         ):
-            raise UsageError(
-                f"{checkpoint.path}: {source} says forward_type = {kind.name}, but its blocks have "
-                f"{'a' if gated else 'no'} gate and {norm or 'no weights'} as output norm.",
-                hint="Leave forward_type out, or pass the checkpoint it belongs to.",
+            contradict(
+                checkpoint,
+                f"{source} says forward_type = {kind.name}, but its blocks have {'a' if gated else 'no'} gate and "
+                f"{norm or 'no weights'} as output norm.",
+                "forward_type",
             )
 
 
@@ -245,9 +230,7 @@ def _without_effect(facts: Mapping[str, Any], values: Mapping[str, Any]) -> set[
 def _released_with(facts: Mapping[str, Any], shapes: Shapes) -> Recipe | None:
     """Return the released VMamba with this backbone, whatever its classes, image size or feature maps are."""
     gated, norm = _features(shapes)
-    for recipe in recipes().values():
-        if recipe.family != "vmamba":
-            continue
+    for recipe in recipes_of("vmamba"):
         values = read_vmamba_arguments(recipe.model, recipe.name).values
         kind = ForwardType.parse(values["forward_type"])
         same = all(value == facts[name] for name, value in values.items() if name in facts and name not in _FREE)

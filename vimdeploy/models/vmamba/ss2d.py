@@ -10,11 +10,12 @@ Everything is channels-last, (B, H, W, C); only the depthwise convolution sees (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from vimdeploy.models.family import FoldedMixer
 from vimdeploy.models.vmamba.config import VmambaConfig
 from vimdeploy.models.vmamba.layers2d import ACTIVATIONS, Permute
 from vimdeploy.ops.scan import selective_scan, selective_scan_differentiable
@@ -101,30 +102,25 @@ class SS2D(nn.Module):
             out=self.out_proj.weight.T,
         )
 
-    def folded(self) -> FoldedSS2D:
-        """Return the same mixer for inference."""
-        return FoldedSS2D(self)
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixed image, (B, H, W, C) as the input."""
         return _mix(x, self.fold(), self)
 
 
-class FoldedSS2D(nn.Module):
-    """An SS2D for inference: :class:`ScanWeights` as buffers. This is what is exported."""
+class FoldedSS2D(FoldedMixer):
+    """An SS2D for inference: :class:`ScanWeights` as buffers. This is what is exported.
+
+    It stays float32 as a whole under the half-precision policy: the norm after the scan does.
+    """
 
     def __init__(self, source: SS2D) -> None:
-        super().__init__()
-        weights = source.fold()
-        for field in fields(weights):
-            value = getattr(weights, field.name)
-            self.register_buffer(field.name, None if value is None else value.detach().contiguous())
+        super().__init__(source.fold())
         self.kind, self.act, self.conv2d = source.kind, source.act, source.conv2d
         self.out_norm, self.out_act, self.dropout = source.out_norm, source.out_act, source.dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixed image, (B, H, W, C) as the input."""
-        return _mix(x, ScanWeights(**self._buffers), self)  # type: ignore[arg-type]
+        return _mix(x, ScanWeights(**self.held()), self)
 
 
 def _mix(x: Tensor, w: ScanWeights, parts: SS2D | FoldedSS2D) -> Tensor:

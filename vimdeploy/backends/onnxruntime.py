@@ -1,0 +1,50 @@
+"""An ONNX file, or a model in memory, in ONNX Runtime as a backend, with its inner values where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vimdeploy.artifacts.onnx_file import read_onnx
+from vimdeploy.backends.session import SessionBackend
+from vimdeploy.runtime.onnx_session import OnnxSession
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class OnnxBackend(SessionBackend):
+    """An ONNX model in ONNX Runtime on the CPU.
+
+    Args:
+        model: a file, or a model in memory.
+        taps: names of inner values to return as well, as far as the model has them.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        ArtifactError: the file is missing, corrupt or not runnable.
+
+    """
+
+    def __init__(self, model: Path | onnx.ModelProto, *, taps: Sequence[str] = ()) -> None:
+        source = str(model) if isinstance(model, Path) else "the exported model"
+        if not isinstance(model, Path) or taps:
+            model = read_onnx(model) if isinstance(model, Path) else model
+            content: Path | bytes = (_with_outputs(model, taps) if taps else model).SerializeToString()
+        else:
+            content = model
+        # Inner values need not have the batch first, so nothing may be split behind the caller's back.
+        super().__init__(OnnxSession(content, batch=None, source=source), "onnxruntime")
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy with inner values as outputs, as far as the model has them."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    known = {name for node in copy.graph.node for name in node.output} - {o.name for o in copy.graph.output}
+    # Without a type, ONNX Runtime takes the one it infers: float16 inside a converted model.
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name in known)
+    return copy
