@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vimdeploy.commands.convert import convert as convert
     from vimdeploy.commands.export import export as export
     from vimdeploy.commands.inspect import inspect as inspect
+    from vimdeploy.commands.ops_library import ops_library as ops_library
     from vimdeploy.commands.predict import predict as predict
     from vimdeploy.commands.verify import verify as verify
     from vimdeploy.errors import VimdeployError as VimdeployError
@@ -32,6 +33,7 @@ _HOME = {
     "export": "vimdeploy.commands.export",
     "inspect": "vimdeploy.commands.inspect",
     "load": "vimdeploy.runtime.session",
+    "ops_library": "vimdeploy.commands.ops_library",
     "predict": "vimdeploy.commands.predict",
     "substitute_mamba_ssm": "vimdeploy.interop",
     "verify": "vimdeploy.commands.verify",

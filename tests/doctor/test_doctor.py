@@ -17,11 +17,11 @@ import pytest
 from rich.console import Console
 
 from vimdeploy.doctor import Machine, Report, examine, render
-from vimdeploy.doctor.libraries import decode_version, elf_problem
+from vimdeploy.doctor.libraries import decode_version
 from vimdeploy.doctor.machine import ask
 from vimdeploy.doctor.report import SCHEMA, Command, Finding
-from vimdeploy.doctor.toolchain import header_version
-from vimdeploy.native.places import HEADER
+from vimdeploy.native.elf import elf_problem
+from vimdeploy.native.toolchain import HEADER, header_version
 from vimdeploy.needs import COMMANDS, REQUIREMENTS
 
 if sys.version_info >= (3, 11):
@@ -460,7 +460,7 @@ def test_nvcc_is_found_where_it_is_installed(machine: Machine, tmp_path: Path, p
     executable(folder / "nvcc", NVCC)
     env = {"PATH": {"PATH": str(folder)}, "CUDA_HOME": {"CUDA_HOME": str(folder.parent)}, "wheel": {}}[place]
     (tool,) = examine(replace(machine, env={**machine.env, **env})).facts.nvcc
-    assert (tool.version, tool.path, tool.problem) == ("13.0.88", str(folder / "nvcc"), "")
+    assert (tool.version, tool.path, tool.problem) == ("13.0.88", folder / "nvcc", "")
 
 
 def test_a_missing_nvcc_is_named_with_the_packages_that_bring_it(machine: Machine) -> None:
@@ -531,8 +531,9 @@ def test_a_built_plugin_library_is_found_and_says_what_it_is(
     env = {**machine.env, "VIMDEPLOY_PLUGIN": str(path)} if place == "environment" else machine.env
     report = examine(replace(machine, env=env))
     (found,) = report.facts.plugins
-    assert (found.path, found.problem) == (str(path), "")
-    assert (found.tensorrt, found.cuda, found.architectures) == ("10.14", "13.0", "80,89,89+PTX")
+    assert (found.path, found.problem) == (path, "")
+    assert found.info is not None
+    assert (found.info.tensorrt, found.info.cuda, found.architectures) == ("10.14", "13.0", ("80", "89", "89+PTX"))
     assert "the plugin library is not built" not in command(report, "build-engine").missing
 
 
@@ -540,7 +541,7 @@ def test_the_kernels_for_pytorch_are_no_plugin(machine: Machine, tmp_path: Path,
     cache = tmp_path / "home" / ".cache" / "vimdeploy" / "plugins" / "key"
     compile_library(cache / "libvimdeploy_kernels.so", "int vimdeploy_abi_version(void) { return 1; }")
     report = examine(machine)
-    assert [(p.serves, p.problem) for p in report.facts.plugins] == [("PyTorch", "")]
+    assert [(p.kind.serves, p.problem) for p in report.facts.plugins] == [("PyTorch", "")]
     assert "the plugin library is not built" in command(report, "build-engine").missing
 
 
@@ -565,6 +566,27 @@ def test_a_plugin_variable_that_names_no_file_is_told(machine: Machine, tmp_path
     env = {**machine.env, "VIMDEPLOY_PLUGIN": str(tmp_path / "gone.so")}
     report = examine(replace(machine, env=env))
     assert "No such file" in finding(report, "gone.so").message
+
+
+@pytest.mark.parametrize("file", ["libvimdeploy_plugin.so", "libvimdeploy_kernels.so"])
+def test_a_build_that_was_broken_off_is_listed_and_not_counted(
+    machine: Machine, tmp_path: Path, compile_library: Compile, file: str
+) -> None:
+    build = tmp_path / "home" / ".cache" / "vimdeploy" / "plugins" / ".build-abc"
+    compile_library(build / "out" / file, PLUGIN)
+    report = examine(machine)
+    assert "the plugin library is not built" in command(report, "build-engine").missing
+    broken = finding(report, "under way or was broken off")
+    assert str(build / "out" / file) in broken.message
+    assert f"rm -r {build} &&" in broken.remedy
+
+
+def test_the_variable_for_the_kernels_is_read(machine: Machine, tmp_path: Path, compile_library: Compile) -> None:
+    path = compile_library(tmp_path / "mine.so", "int vimdeploy_abi_version(void) { return 1; }")
+    (found,) = examine(replace(machine, env={**machine.env, "VIMDEPLOY_KERNELS": str(path)})).facts.plugins
+    assert (found.path, found.source, found.problem) == (path, "VIMDEPLOY_KERNELS", "")
+    wrong = examine(replace(machine, env={**machine.env, "VIMDEPLOY_KERNELS": str(tmp_path / "gone.so")}))
+    assert "correct VIMDEPLOY_KERNELS" in finding(wrong, "gone.so").remedy
 
 
 # ---- what is printed

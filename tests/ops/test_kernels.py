@@ -7,6 +7,7 @@ from pathlib import Path
 import emulated_kernels
 import pytest
 import torch
+from native import elf
 
 from vimdeploy.errors import ArtifactError
 from vimdeploy.native.locate import KERNELS, cache_folder, plugin_sources, source_hash
@@ -150,7 +151,7 @@ def test_of_several_builds_those_for_the_gpu_and_these_sources_come_first(tmp_pa
     for name, age in ages.items():
         file = cache_folder() / name / KERNELS
         file.parent.mkdir(parents=True)
-        file.write_bytes(b"")
+        file.write_bytes(elf())
         os.utime(file, (1000 - age, 1000 - age))
     names = [path.parent.name for path in kernels.candidates((8, 9))]
     assert names == [

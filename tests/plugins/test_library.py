@@ -74,7 +74,7 @@ def test_the_file_says_what_it_is(library: Path, name: str) -> None:
     assert info.version == __version__
     assert info.source_hash == source_hash(plugin_sources())
     assert info.tensorrt_major in (10, 11)
-    assert info.cuda == find_nvcc().version
+    assert info.cuda == find_nvcc().release
     assert info.architectures == (*known, f"{known[-1]}+PTX")
 
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from native import elf
 
 from vimdeploy.contract import OPS
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
@@ -71,7 +72,7 @@ def library(path: Path, tensorrt: str = "10.14", architectures: str = "75,89,89+
     digest = digest or source_hash(plugin_sources())
     info = f'{{"version": "0.1.0", "source_hash": "{digest}", "tensorrt": "{tensorrt}", '
     info += f'"cuda": "13.0", "architectures": "{architectures}"}}'
-    path.write_bytes(b"\x7fELF..\0vimdeploy-plugin-info" + info.encode() + b"\0...")
+    path.write_bytes(elf() + b"\0vimdeploy-plugin-info" + info.encode() + b"\0...")
     return path
 
 
@@ -87,8 +88,9 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "SYSTEM_CUDA", (tmp_path / "no",))
     monkeypatch.setattr(places, "SYSTEM_INCLUDES", (tmp_path / "usr" / "include",))
     monkeypatch.setattr(plugin, "_LOADED", plugin._Loaded())
-    monkeypatch.setattr(toolchain.sysconfig, "get_path", lambda _: str(tmp_path / "site-packages"))
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name: "/usr/bin/" + name if name == "g++" else None)
+    monkeypatch.setattr(places, "python_folders", lambda: [tmp_path / "site-packages"])
+    compiler = executable(tmp_path / "g++", "#!/bin/sh\necho 13\n")
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name, path: str(compiler) if name == "g++" else None)
 
 
 @pytest.fixture
@@ -112,7 +114,9 @@ class TestToolchain:
         path = executable(tmp_path / "path" / "nvcc", NVCC)
         monkeypatch.setenv("PATH", str(path.parent))
         found = find_nvcc()
-        assert (found.path, found.version, found.architectures) == (path, "13.0", (75, 89, 90))
+        assert (found.path, found.release, found.architectures) == (path, "13.0", (75, 89, 90))
+        executable(path, "#!/bin/sh\nexit 1\n")
+        assert find_nvcc().path == home, "the first without a problem"
 
     def test_a_broken_nvcc_is_named(self, nvcc: Path) -> None:
         executable(nvcc, "#!/bin/sh\necho no licence >&2\nexit 3\n")
@@ -122,7 +126,7 @@ class TestToolchain:
         with pytest.raises(MissingDependencyError, match="names no release"):
             find_nvcc()
         executable(nvcc, "#!/no/such/interpreter\n")
-        with pytest.raises(MissingDependencyError, match="does not run"):
+        with pytest.raises(MissingDependencyError, match="cannot be run"):
             find_nvcc()
 
     def test_headers_are_found_where_the_user_says_then_root_then_system(
@@ -133,16 +137,16 @@ class TestToolchain:
         assert "TENSORRT_ROOT" in error.value.hint
         assert "--tensorrt-include" in error.value.hint
         system = headers(tmp_path / "usr" / "include", 10, 3)
-        assert find_tensorrt_headers().include == system
+        assert find_tensorrt_headers().path == system
         root = headers(tmp_path / "root" / "include", 11, 1)
         monkeypatch.setenv("TENSORRT_ROOT", str(tmp_path / "root"))
-        assert find_tensorrt_headers().include == root
+        assert find_tensorrt_headers().path == root
         named = headers(tmp_path / "named", 10, 5)
         monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(named))
-        assert find_tensorrt_headers().include == named
+        assert find_tensorrt_headers().path == named
         mine = headers(tmp_path / "mine" / "include", 10, 14)
         found = find_tensorrt_headers(tmp_path / "mine")
-        assert (found.include, found.major, found.minor) == (mine, 10, 14)
+        assert (found.path, found.version) == (mine, "10.14")
 
     def test_wrong_headers_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"NvInferRuntime\.h"):
@@ -151,7 +155,7 @@ class TestToolchain:
             find_tensorrt_headers(headers(tmp_path / "old", 8, 6))
         broken = headers(tmp_path / "broken")
         (broken / "NvInferVersion.h").write_text("nothing")
-        with pytest.raises(UsageError, match="states no major version"):
+        with pytest.raises(UsageError, match="names no version"):
             find_tensorrt_headers(broken)
 
     def test_architectures(self, nvcc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +253,7 @@ class TestBuild:
         assert path.read_text() == "built"
 
     def test_a_missing_host_compiler_is_named(self, nvcc: Path, include: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(toolchain.shutil, "which", lambda _: None)
+        monkeypatch.setattr(toolchain.shutil, "which", lambda *_, **__: None)
         with pytest.raises(MissingDependencyError, match=r"no C\+\+ compiler") as error:
             build_plugin(["sm_89"], include)
         assert "apt-get install g++" in error.value.hint
@@ -283,10 +287,10 @@ class TestFind:
         monkeypatch.setenv(plugin.ENVIRONMENT, str(tmp_path / "gone.so"))
         with pytest.raises(ArtifactError, match="named by VIMDEPLOY_PLUGIN"):
             find_library()
-        (tmp_path / "other.so").write_bytes(b"\x7fELF something else")
-        with pytest.raises(ArtifactError, match=r"other\.so is not a vimdeploy plugin library"):
+        (tmp_path / "other.so").write_bytes(elf() + b"something else")
+        with pytest.raises(ArtifactError, match=r"other\.so: is not a vimdeploy plugin library"):
             find_library(tmp_path / "other.so")
-        (tmp_path / "broken.so").write_bytes(b'vimdeploy-plugin-info{"version": 3}')
+        (tmp_path / "broken.so").write_bytes(elf() + b'vimdeploy-plugin-info{"version": 3}')
         with pytest.raises(ArtifactError, match="unreadable"):
             find_library(tmp_path / "broken.so")
 
@@ -322,6 +326,10 @@ class TestFind:
             assert f"--arch sm_{capability[0]}{capability[1]}" in error.value.hint
         with pytest.raises(VimdeployError, match=r"TensorRT 10\.14, but TensorRT 11\.4\.0\.106 is running") as error:
             check_fits(found, "11.4.0.106")
+        for driver in (13000, 13020, 14000, None):  # minor versions of one CUDA serve each other
+            check_fits(found, "10.3.0", driver=driver)
+        with pytest.raises(VimdeployError, match=r"built with CUDA 13\.0, but the driver serves CUDA 12\.4"):
+            check_fits(found, "10.3.0", driver=12040)
         assert "headers of TensorRT 11" in error.value.hint
 
 

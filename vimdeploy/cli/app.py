@@ -16,6 +16,7 @@ from vimdeploy.cli import engine, show
 from vimdeploy.cli.options import (
     AsJson,
     ImageSize,
+    Ops,
     Task,
     Weights,
     parse_batch,
@@ -155,6 +156,12 @@ def verify(
     ] = False,
     engine: Annotated[list[Path] | None, typer.Option(help="Plan for the ladder; may be repeated.")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="The ladder's half precision is BF16, not FP16.")] = False,
+    ops: Annotated[
+        Ops,
+        typer.Option(
+            help="What computes the custom ops: native, body, or auto (both of them, where the native ones are here)."
+        ),
+    ] = Ops.AUTO,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the report, as JSON, into a file.")
     ] = None,
@@ -173,6 +180,7 @@ def verify(
             ladder=ladder,
             engine=engine or (),
             bf16=bf16,
+            ops=ops.value,
             reporter=told,
         )
     if as_json:
@@ -189,11 +197,15 @@ def predict(
     model: Annotated[Path, typer.Argument(help="ONNX file or plan with its manifest beside it.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    ops: Annotated[
+        Ops,
+        typer.Option(help="What computes the custom ops: native, body, or auto (native where it is here)."),
+    ] = Ops.AUTO,
     as_json: AsJson = False,
 ) -> None:
     """Classify image files with an exported model."""
     with reporter("Predicting", "images") as told:
-        rows = vimdeploy.predict(model, images, top=top, reporter=told)
+        rows = vimdeploy.predict(model, images, top=top, ops=ops.value, reporter=told)
     if as_json:
         print_json([row.to_dict() for row in rows])
     else:

@@ -39,6 +39,14 @@ class Task(str, Enum):
     DENSE = "dense"
 
 
+class Ops(str, Enum):
+    """What computes the custom ops of an ONNX file."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    BODY = "body"
+
+
 class DType(str, Enum):
     """Type of inputs and outputs."""
 
@@ -190,8 +198,10 @@ class EngineGroup:
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Plan runs on every GPU from Ampere on.")
     ] = False
+    same_compute_capability: Annotated[
+        bool, typer.Option("--same-compute-capability", help="Plan runs on every GPU of this one's compute capability.")
+    ] = False
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="Put the plugin library into the plan.")] = False
-    strip_weights: Annotated[bool, typer.Option("--strip-weights", help="Leave the weights out of the plan.")] = False
     tf32: Annotated[
         bool, typer.Option("--tf32", help="Let float32 products round their inputs to 10 bits; faster, less exact.")
     ] = False
@@ -211,8 +221,8 @@ class EngineGroup:
             optimization_level=self.optimization_level,
             version_compatible=self.version_compatible,
             hardware_compatible=self.hardware_compatible,
+            same_compute_capability=self.same_compute_capability,
             embed_plugin=self.embed_plugin,
-            strip_weights=self.strip_weights,
             tf32=self.tf32,
         )
 

@@ -182,6 +182,7 @@ def _parity(report: Report) -> None:
         (
             r.batch,
             r.output,
+            r.ops,
             r.metrics.samples,
             f"{r.metrics.max_abs:.2e}",
             f"{r.metrics.relative_rms:.2e}",
@@ -192,7 +193,18 @@ def _parity(report: Report) -> None:
         )
         for r in report.results
     ]
-    columns = ("batch", "output", "images", "max abs", "relative RMS", "cosine", "top-1", "top-5", "within contract")
+    columns = (
+        "batch",
+        "output",
+        "ops",
+        "images",
+        "max abs",
+        "relative RMS",
+        "cosine",
+        "top-1",
+        "top-5",
+        "within contract",
+    )
     table(f"{report.candidate} against {report.reference}", columns, rows)
 
 

@@ -190,7 +190,7 @@ def _build(model_path: Path, output: Path, request: _Request, reporter: Reporter
         parity=None,
         source=manifest,
     )
-    if runs_here and request.verify and not request.options.strip_weights:
+    if runs_here and request.verify:
         reporter.stage("Comparing the engine with float32 in ONNX Runtime")
         sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, read_onnx(model_path), request)})
     # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
@@ -236,7 +236,8 @@ def _load_plugin(
         return None
     number = int(device.compute_capability[3:]) if device else 0
     capability = divmod(number, 10) if device else None
-    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability)
+    driver = device.driver if device else None
+    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability, driver=driver)
     reporter.note(f"Plugin library: {library.describe()}")
     return library
 

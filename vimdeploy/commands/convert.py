@@ -15,7 +15,7 @@ from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
 from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
-from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model
+from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model, refuse_quantised
 from vimdeploy.parity.metrics import Metrics
 from vimdeploy.parity.ranges import measure
 from vimdeploy.parity.sensitivity import Task, fit
@@ -149,6 +149,7 @@ def to_half(
 
     """
     precision = PRECISIONS[options.precision]
+    refuse_quantised(model, source)
     half_io = options.io_dtype != "fp32"
     policy = Policy(keep=(*(manifest.precision.keep_fp32 if manifest else ()), *options.keep))
     if manifest is not None and importlib.util.find_spec("onnxruntime"):

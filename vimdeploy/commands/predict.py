@@ -40,7 +40,12 @@ class Prediction:
 
 
 def predict(
-    model: str | Path, images: str | Path | Sequence[str | Path], *, top: int = 5, reporter: Reporter = SILENT
+    model: str | Path,
+    images: str | Path | Sequence[str | Path],
+    *,
+    top: int = 5,
+    ops: str = "auto",
+    reporter: Reporter = SILENT,
 ) -> list[Prediction]:
     """Classify image files with an exported model.
 
@@ -48,6 +53,7 @@ def predict(
         model: ONNX file or plan with its manifest beside it, exported with the task classify.
         images: Image files; one batch each, so that any batch profile serves.
         top: How many classes to show.
+        ops: What computes the custom ops: native, body, or auto (native where it is here).
         reporter: Told about finished images.
 
     Returns:
@@ -71,7 +77,7 @@ def predict(
         )
     tensors = [load_images([image], manifest.preprocessing) for image in paths]
     labels = manifest.classes.labels() or tuple(map(str, range(manifest.classes.count)))
-    with load(path) as session:
+    with load(path, ops=ops) as session:
         backend = SessionBackend(session)
         outputs = []
         for done, tensor in enumerate(tensors, 1):

@@ -72,6 +72,7 @@ def verify(
     ladder: bool = False,
     engine: Sequence[str | Path] = (),
     bf16: bool = False,
+    ops: str = "auto",
     reporter: Reporter = SILENT,
 ) -> Verified:
     """Prove that an ONNX file or a plan computes what the PyTorch model computes.
@@ -90,6 +91,7 @@ def verify(
         ladder: Every form this machine can run: torch, ONNX, engines, both precisions.
         engine: Plan for the ladder; may be repeated.
         bf16: The ladder's half precision is BF16, not FP16.
+        ops: What computes the custom ops: native, body, or auto (both of them, where the native ones are here).
         reporter: Told what the verification is at.
 
     Raises:
@@ -103,7 +105,7 @@ def verify(
     named = None if checkpoint is None else Path(checkpoint)
     folder = None if images is None else Path(images)
     if ladder or engine or path.suffix in PLAN_SUFFIXES:
-        given = {"--batch": bool(batch), "--atol": atol is not None, "--rtol": rtol is not None}
+        given = {"--batch": bool(batch), "--ops": ops != "auto", "--atol": atol is not None, "--rtol": rtol is not None}
         if refused := [option for option, is_given in given.items() if is_given]:
             raise UsageError(
                 f"{refused[0]} is not for the ladder, which holds every rung to the manifest's contract.",
@@ -119,7 +121,7 @@ def verify(
         raise UsageError("--bf16 is for the ladder.", hint="Add --ladder, or leave it out.")
     needs.require("verify")
     contract = None if atol is None and rtol is None else ParityContract(atol=atol or 0.0, rtol=rtol or 0.0)
-    return _verify_onnx(path, named, folder, samples, tuple(dict.fromkeys(batch)), contract, reporter)
+    return _verify_onnx(path, named, folder, samples, tuple(dict.fromkeys(batch)), contract, ops, reporter)
 
 
 def _verify_onnx(
@@ -129,6 +131,7 @@ def _verify_onnx(
     samples: int,
     batches: tuple[int, ...],
     contract: ParityContract | None,
+    ops: str,
     reporter: Reporter,
 ) -> Verified:
     from vimdeploy.graph.check import check_model
@@ -157,6 +160,7 @@ def _verify_onnx(
         sampled,
         batches or _default_batches(onnx_model),
         contract or manifest.contract[precision],
+        ops=ops,
         reporter=reporter,
     )
     try:

@@ -10,9 +10,11 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 import vimdeploy
-from vimdeploy.doctor import libraries, toolchain
+from vimdeploy.doctor import libraries
 from vimdeploy.doctor.machine import Machine, ask
 from vimdeploy.doctor.report import Driver, Facts, Flavour, Gpu, Package
+from vimdeploy.native import libraries as native
+from vimdeploy.native import toolchain
 
 _PACKAGES = (
     "numpy",
@@ -92,17 +94,17 @@ print(json.dumps(out))
 def collect(machine: Machine) -> Facts:
     """Look at everything; takes about a second, most of it waiting for other processes."""
     found = libraries.find_libraries(machine)
-    nvccs = toolchain.find_nvcc(machine)
     runtimes = [d for name in _ONNX_RUNTIMES for d in _installed(machine, name)]
     with ThreadPoolExecutor(max_workers=8) as pool:
         driver_job = pool.submit(_driver, machine)
         provider_job = pool.submit(_providers, machine) if runtimes else None
         flavour_jobs = [pool.submit(_flavour, machine, module, version) for module, version in _flavours(machine)]
         library_jobs = [pool.submit(libraries.examine_library, machine, *item) for item in found.items()]
-        nvcc_jobs = [pool.submit(toolchain.examine_nvcc, machine, *item) for item in nvccs]
-        compiler_job = pool.submit(toolchain.find_compiler, machine)
+        nvcc_job = pool.submit(lambda: tuple(toolchain.nvccs(machine)))
+        compiler_job = pool.submit(lambda: list(toolchain.host_compilers(machine)))
         driver, gpus = driver_job.result()
         providers, broken_runtime = provider_job.result() if provider_job else ((), "")
+        compilers = compiler_job.result()
         packages = [_package(machine, name) for name in _PACKAGES]
         # The first one is the package that holds the onnxruntime module's answer; without any, one line says so.
         packages += [_described(d, broken_runtime) for d in runtimes] or [Package("onnxruntime", "")]
@@ -117,10 +119,10 @@ def collect(machine: Machine) -> Facts:
             libraries=tuple(job.result() for job in library_jobs),
             driver=driver,
             gpus=gpus,
-            nvcc=tuple(job.result() for job in nvcc_jobs),
-            compiler=compiler_job.result(),
-            headers=toolchain.find_headers(machine),
-            plugins=toolchain.find_plugins(machine),
+            nvcc=nvcc_job.result(),
+            compiler=next((c for c in compilers if not c.problem), next(iter(compilers), None)),
+            headers=tuple(toolchain.headers(machine)),
+            plugins=tuple(found for kind in native.KINDS for found in native.libraries(kind, machine)),
         )
 
 

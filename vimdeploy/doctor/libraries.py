@@ -7,20 +7,18 @@ makes each visible.
 from __future__ import annotations
 
 import os
-import platform
 import re
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vimdeploy.doctor.machine import Answer, Machine, ask, run
+from vimdeploy.doctor.machine import Machine, ask
 from vimdeploy.doctor.report import Library
+from vimdeploy.native.elf import elf_problem
+from vimdeploy.native.process import Answer, run
 
 _NAME = re.compile(r"lib(nvinfer\w*|nvonnxparser\w*|tensorrt_rtx|tensorrt_onnxparser_rtx)\.so((?:\.\d+)*)$")
 RUNTIMES = ("nvinfer", "nvinfer_lean", "nvinfer_dispatch", "tensorrt_rtx")
 """The families that hold a runtime, and so can be asked for their version."""
-
-_ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
 _ASK_VERSION = """
 import ctypes, json
@@ -142,34 +140,3 @@ def decode_version(number: int) -> str:
     if number < 10000:
         return f"{number // 1000}.{number // 100 % 10}.{number % 100}"
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-
-
-def elf_problem(path: Path, machine: str = "") -> str:
-    """Return why a file is not a complete shared library of this machine's processor, or an empty string.
-
-    Only the header is read: a truncated copy is known by a section table that would lie behind the end of the file.
-    """
-    try:
-        with path.open("rb") as file:
-            header = file.read(64)
-        size = path.stat().st_size
-    except OSError as error:
-        link = path.is_symlink() and not path.exists()
-        return "a link that leads nowhere" if link else f"cannot be read: {error.strerror or error}"
-    if size == 0:
-        return "an empty file"
-    if header.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the library itself"
-    if len(header) < 64 or header[:4] != b"\x7fELF":
-        return "not a shared library"
-    return _header_problem(header, size, machine or platform.machine())
-
-
-def _header_problem(header: bytes, size: int, machine: str) -> str:
-    """Check the fields of a 64-bit ELF header (ELF-64 object file format, figure 2)."""
-    (kind,) = struct.unpack_from("<H", header, 18)
-    (table,) = struct.unpack_from("<Q", header, 40)
-    entry, count = struct.unpack_from("<HH", header, 58)
-    if header[4] != 2 or kind != _ELF_MACHINES.get(machine, kind):
-        return f"built for another processor than this machine's {machine}"
-    return "truncated: the file ends before its section table" if table + entry * count > size else ""

@@ -7,20 +7,13 @@ library, a compiler) runs in a process of its own with a time limit.
 from __future__ import annotations
 
 import json
-import os
 import platform
-import signal
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from vimdeploy.native.places import SYSTEM_CUDA, SYSTEM_INCLUDES
-
-PROBE_SECONDS = 20.0
-"""Long enough for an import on a machine that is busy with other things."""
+from vimdeploy.native.places import Places
+from vimdeploy.native.process import PROBE_SECONDS, Answer, run
 
 
 def _library_folders() -> tuple[Path, ...]:
@@ -30,34 +23,13 @@ def _library_folders() -> tuple[Path, ...]:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """The places that are searched; tests plant their own."""
+class Machine(Places):
+    """All that doctor looks at: the places of a build, and those of TensorRT's libraries and of the GPU."""
 
-    sites: tuple[Path, ...] = field(default_factory=lambda: tuple(Path(p) for p in sys.path if p))
-    env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     library_folders: tuple[Path, ...] = field(default_factory=_library_folders)
-    include_folders: tuple[Path, ...] = SYSTEM_INCLUDES
-    cuda_folders: tuple[Path, ...] = SYSTEM_CUDA
     pci: Path = Path("/sys/bus/pci/devices")
     ldconfig: tuple[str, ...] = ("ldconfig", "-p")
     python: str = sys.executable
-
-    def path_variable(self, name: str) -> tuple[Path, ...]:
-        """Return the folders of a PATH-like variable, in order."""
-        return tuple(Path(part) for part in self.env.get(name, "").split(os.pathsep) if part)
-
-    def folder_variable(self, name: str) -> Path | None:
-        """Return a variable that names one folder or file, None where it is not set."""
-        value = self.env.get(name, "")
-        return Path(value) if value else None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a process of its own said: its JSON, or why there is none."""
-
-    value: Any = None
-    problem: str = ""
 
 
 def ask(machine: Machine, script: str, *arguments: str, seconds: float = PROBE_SECONDS) -> Answer:
@@ -76,35 +48,3 @@ def ask(machine: Machine, script: str, *arguments: str, seconds: float = PROBE_S
         return Answer(json.loads(lines[-1]))
     except (IndexError, ValueError):
         return Answer(problem="gave no answer")
-
-
-def run(command: Sequence[str], env: Mapping[str, str], *, seconds: float = PROBE_SECONDS) -> Answer:
-    """Run a command and return its standard output, or one line that says why there is none."""
-    try:
-        done = subprocess.run(
-            list(command),
-            env=dict(env),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Answer(problem=f"gave no answer within {seconds:g} s")
-    except OSError as error:
-        return Answer(problem=f"cannot be run: {error.strerror or error}")
-    if done.returncode < 0:
-        return Answer(problem=f"crashed with {_signal_name(-done.returncode)}")
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        return Answer(problem=last)
-    return Answer(done.stdout)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

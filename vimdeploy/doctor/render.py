@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vimdeploy.doctor.report import Facts, Report
+from vimdeploy.native.libraries import PLUGIN_KIND
 
 _MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "cyan")}
 
@@ -90,21 +92,20 @@ def _gpu(facts: Facts) -> Iterable[Row]:
 def _building(facts: Facts) -> Iterable[Row]:
     tools = [*facts.nvcc, *([facts.compiler] if facts.compiler else [])]
     for tool in tools:
-        yield (
-            tool.name,
-            tool.version or "?",
-            f"{tool.path} ({tool.source}){': ' if tool.problem else ''}{tool.problem}",
-        )
+        yield (tool.name, tool.version or "?", _told(tool.path, tool.source, tool.problem))
     for headers in facts.headers:
-        yield ("NvInfer.h", headers.version or "?", f"{headers.path} ({headers.source})")
+        yield ("NvInfer.h", headers.version or "?", _told(headers.path, headers.source, headers.problem))
     for plugin in facts.plugins:
-        built = f"for TensorRT {plugin.tensorrt}, CUDA {plugin.cuda}, sm {plugin.architectures}"
-        what = plugin.problem or (built if plugin.tensorrt else "")
-        name = "plugin library" if plugin.serves == "TensorRT" else "kernels for PyTorch"
-        yield (name, "", f"{plugin.path} ({plugin.source}){': ' if what else ''}{what}")
+        built = f"for TensorRT {plugin.info.tensorrt}, CUDA {plugin.info.cuda}, " if plugin.info else ""
+        code = f"sm {','.join(plugin.architectures)}" if plugin.architectures else ""
+        yield (plugin.kind.title, "", _told(plugin.path, plugin.source, plugin.problem or f"{built}{code}"))
     if not facts.nvcc:
         yield ("nvcc", Text("not found", "dim"), "")
     if not facts.headers:
         yield ("NvInfer.h", Text("not found", "dim"), "")
-    if not any(p.serves == "TensorRT" for p in facts.plugins):
+    if not any(p.kind is PLUGIN_KIND for p in facts.plugins):
         yield ("plugin library", Text("not built", "dim"), "")
+
+
+def _told(path: Path, source: str, what: str) -> str:
+    return f"{path} ({source}){': ' if what else ''}{what}"

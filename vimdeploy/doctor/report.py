@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from vimdeploy.native import libraries as native
+from vimdeploy.native.toolchain import Headers, Tool
 
 SCHEMA = 1
 """Raised when a field of ``--json`` is renamed, removed or changes its meaning; new fields do not raise it."""
@@ -79,48 +83,6 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Tool:
-    """A compiler: nvcc or the host's C++ compiler."""
-
-    name: str
-    path: str
-    version: str
-    source: str
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Headers:
-    """A folder with TensorRT's ``NvInfer.h``."""
-
-    path: str
-    version: str
-    source: str
-    problem: str = ""
-
-    @property
-    def major(self) -> int | None:
-        """First number of the version, None where it could not be read."""
-        head = self.version.split(".")[0]
-        return int(head) if head.isdigit() else None
-
-
-@dataclass(frozen=True)
-class PluginLibrary:
-    """A built library of the custom ops, and what it says of itself."""
-
-    path: str
-    source: str
-    serves: str
-    """``TensorRT`` (the plugins) or ``PyTorch`` (the same kernels alone)."""
-    tensorrt: str = ""
-    """Version of the headers it was built with."""
-    cuda: str = ""
-    architectures: str = ""
-    problem: str = ""
-
-
-@dataclass(frozen=True)
 class Finding:
     """Something to know or to mend; ``remedy`` is a command where one command mends it."""
 
@@ -155,7 +117,7 @@ class Facts:
     nvcc: tuple[Tool, ...]
     compiler: Tool | None
     headers: tuple[Headers, ...]
-    plugins: tuple[PluginLibrary, ...]
+    plugins: tuple[native.Library, ...]
 
     def package(self, name: str) -> Package:
         """Return the named package; one that is not installed has an empty version."""
@@ -176,10 +138,17 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data, with its schema version first."""
-        facts = asdict(self.facts)
+        facts = {
+            **asdict(self.facts, dict_factory=_plain),
+            "plugins": [library.to_dict() for library in self.facts.plugins],
+        }
         return {
             "schema": SCHEMA,
             **facts,
             "findings": [asdict(f) for f in self.findings],
             "commands": [asdict(c) for c in self.commands],
         }
+
+
+def _plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in fields}

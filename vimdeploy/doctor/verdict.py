@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from vimdeploy import needs
 from vimdeploy.doctor.libraries import RUNTIMES
 from vimdeploy.doctor.report import Command, Facts, Finding, Library, Report
+from vimdeploy.native import libraries as native
+from vimdeploy.native.libraries import PLUGIN_KIND
 from vimdeploy.needs import COMMANDS, PART_OF, REQUIREMENTS
 
 
@@ -126,7 +129,7 @@ def _plugin_needs(facts: Facts) -> dict[str, _Need]:
     nvcc = any(not tool.problem for tool in facts.nvcc)
     compiler = facts.compiler is not None and not facts.compiler.problem
     headers = any(not h.problem for h in facts.headers)
-    plugin = any(not p.problem and p.serves == "TensorRT" for p in facts.plugins)
+    plugin = any(not p.problem and p.kind is PLUGIN_KIND for p in facts.plugins)
     return {
         "nvcc": _Need() if nvcc else _Need("nvcc was not found", _nvcc_remedy(facts)),
         "compiler": _Need() if compiler else _Need("no C++ compiler was found", "sudo apt-get install g++"),
@@ -243,13 +246,13 @@ def _build_findings(facts: Facts) -> Iterator[Finding]:
             )
     for plugin in facts.plugins:
         if plugin.problem:
-            yield Finding("warning", f"plugin library {plugin.path}: {plugin.problem}", "vimdeploy build-plugin")
+            yield Finding("warning", f"{plugin.kind.title} {plugin.path}: {plugin.problem}", _mend(facts, plugin))
     tensorrt = facts.flavour("tensorrt")
-    first = next((p for p in facts.plugins if p.serves == "TensorRT" and not p.problem), None)
-    if tensorrt and first and _majors_differ(tensorrt.version, first.tensorrt):
+    first = next((p for p in facts.plugins if p.kind is PLUGIN_KIND and not p.problem), None)
+    if tensorrt and first and first.info and _majors_differ(tensorrt.version, first.info.tensorrt):
         yield Finding(
             "warning",
-            f"plugin library {first.path} is built for TensorRT {first.tensorrt}, the installed runtime is "
+            f"plugin library {first.path} is built for TensorRT {first.info.tensorrt}, the installed runtime is "
             f"{tensorrt.version}",
             "vimdeploy build-plugin",
         )
@@ -261,6 +264,15 @@ def _build_findings(facts: Facts) -> Iterator[Finding]:
             "a plugin should be built with the headers of its runtime's major",
             _headers_remedy(facts),
         )
+
+
+def _mend(facts: Facts, library: native.Library) -> str:
+    if library.source == native.PACKAGE:
+        return pip_install(facts, "vimdeploy", options="--force-reinstall --no-deps")
+    if library.source != native.CACHE:
+        return f"correct {library.source}, or unset it"
+    build = next((p for p in library.path.parents if p.parent.name == "plugins"), library.path)
+    return f"rm -r {shlex.quote(str(build))} && vimdeploy build-plugin"
 
 
 def _majors_differ(first: str, second: str) -> bool:

@@ -18,8 +18,8 @@ from pathlib import Path
 from vimdeploy.errors import MissingDependencyError
 from vimdeploy.native.locate import KERNELS, PLUGIN, PRELOAD, cache_folder, plugin_sources, source_files, source_hash
 from vimdeploy.native.toolchain import (
-    Nvcc,
-    TensorRTHeaders,
+    Headers,
+    Tool,
     check_sources,
     find_host_compiler,
     find_nvcc,
@@ -40,8 +40,8 @@ class BuildPlan:
     """Everything that decides what a build yields."""
 
     sources: Path
-    nvcc: Nvcc
-    headers: TensorRTHeaders | None
+    nvcc: Tool
+    headers: Headers | None
     """None builds only the kernels, which need nothing of TensorRT."""
     architectures: tuple[int, ...]
     digest: str = field(init=False)
@@ -54,7 +54,7 @@ class BuildPlan:
         """Name of the build's folder in the cache."""
         architectures = "-".join(str(number) for number in self.architectures)
         kind = f"trt{self.headers.major}" if self.headers else "kernels"
-        return f"{self.digest}-{kind}-cuda{self.nvcc.version}-sm{architectures}"
+        return f"{self.digest}-{kind}-cuda{self.nvcc.release}-sm{architectures}"
 
     @property
     def product(self) -> str:
@@ -67,7 +67,7 @@ class BuildPlan:
         values = {
             "VIMDEPLOY_VERSION": __version__,
             "VIMDEPLOY_SOURCE_HASH": self.digest,
-            "VIMDEPLOY_CUDA_VERSION": self.nvcc.version,
+            "VIMDEPLOY_CUDA_VERSION": self.nvcc.release,
             "VIMDEPLOY_ARCHITECTURES": architectures,
         }
         return [f'-D{name}="{value}"' for name, value in values.items()]
@@ -208,7 +208,7 @@ class _Build:
         plan = self._plan
         command = [str(plan.nvcc.path), "-c", "-std=c++17", "-O3", "-I", str(plan.sources)]
         if plan.headers is not None:
-            command += ["-isystem", str(plan.headers.include)]
+            command += ["-isystem", str(plan.headers.path)]
         command += ["-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden"]
         if name.endswith(".cu"):
             for number in plan.architectures:
@@ -241,7 +241,7 @@ class _Build:
         lines = (result.stderr + result.stdout).strip().splitlines()
         shown = [line for line in lines if "error" in line.lower()] or lines
         raise MissingDependencyError(
-            f"nvcc {self._plan.nvcc.version} could not build {name} of the plugin:\n" + "\n".join(shown[:_ERROR_LINES]),
+            f"nvcc {self._plan.nvcc.release} could not build {name} of the plugin:\n" + "\n".join(shown[:_ERROR_LINES]),
             hint=f"Compiler: {self._plan.nvcc.path}. Headers: {self._plan.headers or 'none'}.",
         )
 

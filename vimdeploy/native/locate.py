@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from vimdeploy.errors import MissingDependencyError
+from vimdeploy.native.places import Places
 
 PLUGIN = "libvimdeploy_plugin.so"
 """Loaded by a TensorRT registry."""
@@ -21,14 +21,8 @@ SOURCE_SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".map")
 
 
 def cache_folder() -> Path:
-    """Return the folder that builds go to: ``$XDG_CACHE_HOME/vimdeploy/plugins``, by default in ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "vimdeploy" / "plugins"
-
-
-def package_libraries(name: str) -> list[Path]:
-    """Return the libraries called ``name`` that the installed package ships."""
-    return sorted((Path(__file__).resolve().parents[1] / "_lib").glob(f"**/{name}"))
+    """Return the folder that builds go to; see :attr:`vimdeploy.native.places.Places.builds`."""
+    return Places().builds
 
 
 def plugin_sources() -> Path:

@@ -1,9 +1,12 @@
-"""Where a build of the plugin library looks for nvcc and TensorRT's headers, in order, for build and doctor alike."""
+"""Where native libraries, compilers and headers are looked for: one search for builds, for loading and for doctor."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SYSTEM_CUDA = (Path("/usr/local/cuda"),)
@@ -15,48 +18,36 @@ SYSTEM_INCLUDES = (
     Path("/usr/local/tensorrt/include"),
     Path("/opt/tensorrt/include"),
 )
-HEADER = "NvInferRuntime.h"
-"""The header that plugins are compiled against; a folder that has it holds TensorRT's."""
 
 
-def nvcc_candidates(
-    env: Mapping[str, str], sites: Sequence[Path], cuda_folders: Sequence[Path] = SYSTEM_CUDA
-) -> Iterator[tuple[str, Path]]:
-    """Yield (what leads there, path) of every nvcc that may exist.
-
-    Args:
-        env: environment with PATH, CUDA_HOME and CUDA_PATH.
-        sites: folders of Python packages, where the wheel ``nvidia-cuda-nvcc`` may be.
-        cuda_folders: where the system installs CUDA.
-
-    """
-    for folder in filter(None, env.get("PATH", "").split(os.pathsep)):
-        yield "PATH", Path(folder) / "nvcc"
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if env.get(variable):
-            yield variable, Path(env[variable]) / "bin" / "nvcc"
-    for cuda in cuda_folders:
-        yield "system folder", cuda / "bin" / "nvcc"
-    for site in sites:
-        for path in sorted(site.glob("nvidia/*/bin/nvcc")):
-            yield "Python package nvidia", path
+def python_folders() -> list[Path]:
+    """Return the folders that Python imports from, where wheels may have put compilers and libraries."""
+    installed = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    package = str(Path(__file__).resolve().parents[2])
+    return [Path(folder) for folder in dict.fromkeys((package, *sys.path, *installed)) if folder]
 
 
-def header_candidates(
-    env: Mapping[str, str], include_folders: Sequence[Path] = SYSTEM_INCLUDES
-) -> Iterator[tuple[str, Path]]:
-    """Yield (what leads there, folder) of every folder that may hold TensorRT's headers.
+@dataclass(frozen=True)
+class Places:
+    """The places that are searched; tests plant their own."""
 
-    Args:
-        env: environment with TENSORRT_INCLUDE_DIR and TENSORRT_ROOT.
-        include_folders: where the system installs headers.
+    sites: tuple[Path, ...] = field(default_factory=lambda: tuple(python_folders()))
+    """Folders of Python packages."""
+    env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    include_folders: tuple[Path, ...] = field(default_factory=lambda: SYSTEM_INCLUDES)
+    cuda_folders: tuple[Path, ...] = field(default_factory=lambda: SYSTEM_CUDA)
 
-    """
-    if env.get("TENSORRT_INCLUDE_DIR"):
-        yield "TENSORRT_INCLUDE_DIR", Path(env["TENSORRT_INCLUDE_DIR"])
-    if env.get("TENSORRT_ROOT"):
-        root = Path(env["TENSORRT_ROOT"])
-        for folder in (root / "include", *sorted(root.glob("targets/*/include"))):
-            yield "TENSORRT_ROOT", folder
-    for folder in include_folders:
-        yield "system folder", folder
+    def path_variable(self, name: str) -> tuple[Path, ...]:
+        """Return the folders of a PATH-like variable, in order."""
+        return tuple(Path(part) for part in self.env.get(name, "").split(os.pathsep) if part)
+
+    def folder_variable(self, name: str) -> Path | None:
+        """Return a variable that names one folder or file, None where it is not set."""
+        value = self.env.get(name, "")
+        return Path(value) if value else None
+
+    @property
+    def builds(self) -> Path:
+        """The folder that builds go to: ``$XDG_CACHE_HOME/vimdeploy/plugins``, by default in ``~/.cache``."""
+        home = self.env.get("HOME") or os.path.expanduser("~")
+        return (self.folder_variable("XDG_CACHE_HOME") or Path(home) / ".cache") / "vimdeploy" / "plugins"

@@ -1,115 +1,208 @@
-"""Find what building the plugin library takes: nvcc, a host compiler, TensorRT's headers, our sources."""
+"""Every nvcc, C++ compiler and set of TensorRT headers on a machine, and the ones that a build takes.
+
+A search yields records in the order of preference; a build takes the first without a problem, ``vimdeploy doctor``
+prints them all.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sysconfig
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
-from vimdeploy.native import places
-from vimdeploy.native.locate import SOURCE_FOLDERS, SOURCE_SUFFIXES, plugin_sources, source_files, source_hash
-
-__all__ = [
-    "ARCHITECTURES",
-    "Nvcc",
-    "TensorRTHeaders",
-    "check_sources",
-    "find_host_compiler",
-    "find_nvcc",
-    "find_tensorrt_headers",
-    "local_architectures",
-    "parse_architectures",
-    "plugin_sources",
-    "source_files",
-    "source_hash",
-]
+from vimdeploy.native.locate import SOURCE_FOLDERS, SOURCE_SUFFIXES
+from vimdeploy.native.places import Places
+from vimdeploy.native.process import run
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
 """Compute capabilities built by default, as far as the nvcc at hand knows them: every GPU since Turing."""
 
 TENSORRT_MAJORS = (10, 11)
 
+HEADER = "NvInferRuntime.h"
+"""The header that plugins are compiled against; a folder that has it holds TensorRT's."""
+
 
 @dataclass(frozen=True)
-class Nvcc:
-    """A CUDA compiler."""
+class Tool:
+    """A compiler: nvcc or the host's C++ compiler; ``problem`` says why it cannot be used."""
+
+    name: str
+    path: Path
+    version: str
+    """As it states it: ``"13.0.88"``."""
+    source: str
+    """What leads there: a variable, ``system folder`` or a Python package."""
+    problem: str = ""
+    architectures: tuple[int, ...] = ()
+    """Compute capabilities that an nvcc can compile for."""
+
+    @property
+    def release(self) -> str:
+        """The version without the patch: ``"13.0"``."""
+        return ".".join(self.version.split(".")[:2])
+
+
+@dataclass(frozen=True)
+class Headers:
+    """A folder with TensorRT's headers; ``problem`` says why they cannot be used."""
 
     path: Path
     version: str
-    """``"13.0"``."""
-    architectures: tuple[int, ...]
-    """Compute capabilities it can compile for."""
+    """``"10.14.1"``; empty where it cannot be read."""
+    source: str
+    problem: str = ""
 
-
-@dataclass(frozen=True)
-class TensorRTHeaders:
-    """TensorRT's headers."""
-
-    include: Path
-    major: int
-    minor: int
+    @property
+    def major(self) -> int | None:
+        """First number of the version, None where it could not be read."""
+        return int(self.version.split(".")[0]) if self.version else None
 
     def __str__(self) -> str:
-        return f"TensorRT {self.major}.{self.minor} in {self.include}"
+        return f"TensorRT {'.'.join(self.version.split('.')[:2])} in {self.path}"
 
 
-def find_nvcc() -> Nvcc:
-    """Find nvcc on PATH, in CUDA_HOME or CUDA_PATH, in /usr/local/cuda, or in the wheel ``nvidia-cuda-nvcc``.
+def nvccs(places: Places | None = None) -> Iterator[Tool]:
+    """Yield every nvcc: on PATH, in CUDA_HOME or CUDA_PATH, in /usr/local/cuda, in the wheel ``nvidia-cuda-nvcc``."""
+    places = places or Places()
+    seen = set()
+    for source, path in _nvcc_candidates(places):
+        if path.is_file() and path.resolve() not in seen:
+            seen.add(path.resolve())
+            yield _examine_nvcc(path, source, places)
+
+
+def _nvcc_candidates(places: Places) -> Iterator[tuple[str, Path]]:
+    for folder in places.path_variable("PATH"):
+        yield "PATH", folder / "nvcc"
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if home := places.folder_variable(variable):
+            yield variable, home / "bin" / "nvcc"
+    for cuda in places.cuda_folders:
+        yield "system folder", cuda / "bin" / "nvcc"
+    for site in places.sites:
+        for path in sorted(site.glob("nvidia/*/bin/nvcc")):
+            yield "Python package nvidia", path
+
+
+def _examine_nvcc(path: Path, source: str, places: Places) -> Tool:
+    said = []
+    for flag in ("--version", "--list-gpu-arch"):
+        answer = run([str(path), flag], places.env)
+        if answer.problem:
+            return Tool("nvcc", path, "", source, f"{flag} failed: {answer.problem}")
+        said.append(str(answer.value))
+    version = re.search(r"release [\d.]+, V([\d.]+)", said[0])
+    if version is None:
+        return Tool("nvcc", path, "", source, "--version names no release, as nvcc does")
+    known = sorted({int(digits) for digits in re.findall(r"compute_(\d+)\b", said[1])})
+    return Tool("nvcc", path, version[1], source, architectures=tuple(known))
+
+
+def host_compilers(places: Places | None = None) -> Iterator[Tool]:
+    """Yield the C++ compilers that nvcc may drive: ``CXX``, else g++ or c++ on PATH."""
+    places = places or Places()
+    named = places.env.get("CXX", "")
+    for name in filter(None, (named, "g++", "c++")):
+        path = shutil.which(name, path=places.env.get("PATH", ""))
+        if path:
+            answer = run([path, "-dumpfullversion", "-dumpversion"], places.env)
+            version = str(answer.value or "").strip()
+            yield Tool(Path(path).name, Path(path), version, "CXX" if name == named else "PATH", answer.problem)
+
+
+def headers(places: Places | None = None) -> Iterator[Headers]:
+    """Yield every folder with TensorRT's headers: TENSORRT_INCLUDE_DIR, TENSORRT_ROOT, the system's folders."""
+    seen = set()
+    for source, folder in _header_candidates(places or Places()):
+        if (folder / HEADER).is_file() and folder.resolve() not in seen:
+            seen.add(folder.resolve())
+            yield examine_headers(folder, source)
+
+
+def _header_candidates(places: Places) -> Iterator[tuple[str, Path]]:
+    if include := places.folder_variable("TENSORRT_INCLUDE_DIR"):
+        yield "TENSORRT_INCLUDE_DIR", include
+    if root := places.folder_variable("TENSORRT_ROOT"):
+        for folder in (root / "include", *sorted(root.glob("targets/*/include"))):
+            yield "TENSORRT_ROOT", folder
+    for folder in places.include_folders:
+        yield "system folder", folder
+
+
+def examine_headers(folder: Path, source: str) -> Headers:
+    """Say of which TensorRT the headers in a folder are, and whether a plugin can be built with them."""
+    version = header_version(folder / "NvInferVersion.h")
+    found = Headers(folder, version, source)
+    if not version:
+        return replace(found, problem="NvInferVersion.h is missing beside it or names no version")
+    if found.major not in TENSORRT_MAJORS:
+        wanted = " or ".join(map(str, TENSORRT_MAJORS))
+        return replace(found, problem=f"the headers are of TensorRT {version}, the plugin needs those of {wanted}")
+    return found
+
+
+def header_version(path: Path) -> str:
+    """Read ``major.minor.patch`` from NvInferVersion.h, following macros (11 defines one by another); '' if absent."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return ""
+    macros = dict(re.findall(r"^\s*#define\s+(\w+)\s+(\w+)", text, flags=re.MULTILINE))
+    parts = []
+    for name in ("MAJOR", "MINOR", "PATCH"):
+        value = macros.get(f"NV_TENSORRT_{name}") or macros.get(f"TRT_{name}_ENTERPRISE", "")
+        for _ in range(len(macros)):
+            value = macros.get(value, value)
+        if value.isdigit():
+            parts.append(value)
+        elif name != "PATCH":
+            return ""
+    return ".".join(parts)
+
+
+def find_nvcc() -> Tool:
+    """Return the nvcc that a build takes: the first that :func:`nvccs` finds without a problem.
 
     Raises:
-        MissingDependencyError: there is none, or the one found does not run.
+        MissingDependencyError: there is none, or none that runs.
     """
-    sites = [Path(root) for root in sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})]
-    for _, candidate in places.nvcc_candidates(os.environ, sites, places.SYSTEM_CUDA):
-        if candidate.is_file() and os.access(candidate, os.X_OK):
-            return _ask_nvcc(candidate)
-    raise MissingDependencyError(
+    return _first(
+        nvccs(),
         "nvcc, the CUDA compiler, is neither on PATH nor in CUDA_HOME, /usr/local/cuda or the wheel nvidia-cuda-nvcc",
         hint="Install the CUDA toolkit (13.0 or newer builds for every GPU), or: pip install nvidia-cuda-nvcc "
         "nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl",
     )
 
 
-def _ask_nvcc(path: Path) -> Nvcc:
-    outputs = []
-    for flag in ("--version", "--list-gpu-arch"):
-        try:
-            result = subprocess.run([path, flag], capture_output=True, text=True, timeout=60, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise MissingDependencyError(f"{path} does not run: {error}") from error
-        if result.returncode != 0:
-            raise MissingDependencyError(f"{path} {flag} failed: {(result.stderr or result.stdout).strip()}")
-        outputs.append(result.stdout)
-    release = re.search(r"release (\d+\.\d+)", outputs[0])
-    if release is None:
-        raise MissingDependencyError(f"{path} --version names no release: {outputs[0].strip()!r}")
-    known = tuple(sorted({int(digits) for digits in re.findall(r"compute_(\d+)\b", outputs[1])}))
-    return Nvcc(path, release.group(1), known)
-
-
-def find_host_compiler() -> str:
-    """Return the C++ compiler that nvcc will drive (``CXX`` or g++).
+def find_host_compiler() -> Tool:
+    """Return the C++ compiler that nvcc will drive.
 
     Raises:
-        MissingDependencyError: there is none.
+        MissingDependencyError: there is none, or none that runs.
     """
-    compiler = shutil.which(os.environ.get("CXX", "") or "g++") or shutil.which("c++")
-    if compiler is None:
-        raise MissingDependencyError(
-            "no C++ compiler is on PATH, and nvcc needs one",
-            hint="Install it (Debian and Ubuntu: apt-get install g++) or name one in CXX.",
-        )
-    return compiler
+    return _first(
+        host_compilers(),
+        "no C++ compiler is on PATH, and nvcc needs one",
+        hint="Install it (Debian and Ubuntu: apt-get install g++) or name one in CXX.",
+    )
 
 
-def find_tensorrt_headers(include: Path | None = None) -> TensorRTHeaders:
-    """Find TensorRT's headers: in ``include``, TENSORRT_INCLUDE_DIR, TENSORRT_ROOT or the system's include folders.
+def _first(tools: Iterable[Tool], missing: str, hint: str) -> Tool:
+    problems = []
+    for tool in tools:
+        if not tool.problem:
+            return tool
+        problems.append(f"{tool.path} {tool.problem}")
+    raise MissingDependencyError("; ".join(problems) or missing, hint=hint)
+
+
+def find_tensorrt_headers(include: Path | None = None) -> Headers:
+    """Return the headers that a build takes: those in ``include``, else the first of :func:`headers` that fit.
 
     Raises:
         MissingDependencyError: there are none.
@@ -117,44 +210,30 @@ def find_tensorrt_headers(include: Path | None = None) -> TensorRTHeaders:
     """
     if include is not None:
         for folder in (include, include / "include"):
-            if (folder / places.HEADER).is_file():
-                return _read_version(folder)
-        raise UsageError(
-            f"{include} holds no {places.HEADER}", hint="Give the folder that does, usually <TensorRT>/include."
-        )
-    folders = [folder for _, folder in places.header_candidates(os.environ, places.SYSTEM_INCLUDES)]
-    for folder in folders:
-        if (folder / places.HEADER).is_file():
-            return _read_version(folder)
-    raise MissingDependencyError(
-        f"TensorRT's headers ({places.HEADER}) were not found in " + ", ".join(str(folder) for folder in folders),
-        hint="The pip wheels of TensorRT contain none. Set TENSORRT_ROOT to an unpacked TensorRT, install "
-        "libnvinfer-headers-dev, or clone https://github.com/NVIDIA/TensorRT at your version's tag and pass "
-        "--tensorrt-include TensorRT/include.",
-    )
+            if (folder / HEADER).is_file():
+                named = examine_headers(folder, "argument")
+                if named.problem:
+                    raise UsageError(f"{folder}: {named.problem}", hint=_HEADERS_HINT)
+                return named
+        raise UsageError(f"{include} holds no {HEADER}", hint="Give the folder that does, usually <TensorRT>/include.")
+    problems = []
+    for found in headers():
+        if not found.problem:
+            return found
+        problems.append(f"{found.path}: {found.problem}")
+    folders = ", ".join(str(folder) for _, folder in _header_candidates(Places()))
+    missing = f"TensorRT's headers ({HEADER}) were not found in {folders}"
+    raise MissingDependencyError("; ".join(problems) or missing, hint=_HEADERS_HINT)
 
 
-def _read_version(include: Path) -> TensorRTHeaders:
-    path = include / "NvInferVersion.h"
-    try:
-        text = path.read_text(errors="replace")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    numbers = []
-    for part in ("MAJOR", "MINOR"):
-        match = re.search(rf"#define\s+(?:TRT_{part}_ENTERPRISE|NV_TENSORRT_{part})\s+(\d+)", text)
-        if match is None:
-            raise UsageError(f"{path} states no {part.lower()} version")
-        numbers.append(int(match.group(1)))
-    if numbers[0] not in TENSORRT_MAJORS:
-        raise UsageError(
-            f"{include} holds the headers of TensorRT {numbers[0]}.{numbers[1]}",
-            hint="The plugin needs those of TensorRT 10 or 11; build it with those of the TensorRT that will run it.",
-        )
-    return TensorRTHeaders(include, numbers[0], numbers[1])
+_HEADERS_HINT = (
+    "The pip wheels of TensorRT contain none. Set TENSORRT_ROOT to an unpacked TensorRT, install "
+    "libnvinfer-headers-dev, or clone https://github.com/NVIDIA/TensorRT at your version's tag and pass "
+    "--tensorrt-include TensorRT/include."
+)
 
 
-def parse_architectures(names: Sequence[str], nvcc: Nvcc) -> tuple[int, ...]:
+def parse_architectures(names: Sequence[str], nvcc: Tool) -> tuple[int, ...]:
     """Turn ``sm_89``, ``8.9``, ``89`` or ``native`` into compute capabilities, or pick the default ones.
 
     Args:
@@ -179,7 +258,7 @@ def parse_architectures(names: Sequence[str], nvcc: Nvcc) -> tuple[int, ...]:
     for number in sorted(numbers):
         if number not in nvcc.architectures:
             known = ", ".join(f"sm_{known}" for known in nvcc.architectures)
-            raise UsageError(f"sm_{number} is unknown to nvcc {nvcc.version} ({nvcc.path})", hint=f"It knows {known}.")
+            raise UsageError(f"sm_{number} is unknown to nvcc {nvcc.release} ({nvcc.path})", hint=f"It knows {known}.")
         if number < min(ARCHITECTURES):
             raise UsageError(f"sm_{number} is older than Turing (sm_75), the oldest GPU that TensorRT 10 serves")
     return tuple(sorted(numbers))

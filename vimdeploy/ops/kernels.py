@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vimdeploy.errors import ArtifactError, MissingDependencyError
-from vimdeploy.native.locate import KERNELS, cache_folder, has_code, package_libraries, plugin_sources, source_hash
+from vimdeploy.errors import ArtifactError
+from vimdeploy.native.libraries import KERNELS_KIND, PACKAGE, libraries
+from vimdeploy.native.locate import has_code
 from vimdeploy.ops.arguments import Scan
 
-ENVIRONMENT = "VIMDEPLOY_KERNELS"
+ENVIRONMENT = KERNELS_KIND.environment
 """Environment variable with the path of a kernels library."""
 
 _ABI = 1
@@ -269,17 +269,11 @@ def _find(device: torch.device) -> Kernels | None:
 
 
 def candidates(compute_capability: tuple[int, int]) -> list[Path]:
-    """Return the kernels libraries with code for a GPU: the package's, then builds of these sources, newest first."""
-    try:
-        digest = source_hash(plugin_sources())
-    except MissingDependencyError:
-        digest = ""
-    built = []
-    for path in cache_folder().glob(f"[!.]*/{KERNELS}"):
-        numbers = re.search(r"-sm([\d-]+)$", path.parent.name)
-        if numbers is None:
-            continue
-        architectures = numbers[1].split("-")
-        if has_code((*architectures, f"{architectures[-1]}+PTX"), compute_capability):
-            built.append((not path.parent.name.startswith(digest), -path.stat().st_mtime, path))
-    return package_libraries(KERNELS) + [path for _, _, path in sorted(built)]
+    """Return the usable kernels libraries that may have code for a GPU, in the order in which they are tried."""
+    return [
+        found.path
+        for found in libraries(KERNELS_KIND)
+        if not found.problem
+        and (found.source == PACKAGE or has_code(found.architectures, compute_capability))
+        and found.source != KERNELS_KIND.environment
+    ]

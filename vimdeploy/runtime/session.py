@@ -135,6 +135,8 @@ def load(
     graphs: int = GRAPHS,
     plugin: str | Path | None = None,
     threads: int | None = None,
+    ops: str = "auto",
+    device: int | None = None,
     allow_modified: bool = False,
     allow_host_code: bool = False,
 ) -> Session:
@@ -146,6 +148,8 @@ def load(
         graphs: how many CUDA graphs each context of a plan keeps; 0 turns them off. An ONNX file has none.
         plugin: plugin library of a plan, where it is not found by itself.
         threads: of ONNX Runtime; None lets it choose.
+        ops: what computes the custom ops of an ONNX file: native, body, or auto (native where it is here).
+        device: index of the GPU that runs a plan; None takes the current one.
         allow_modified: take a file that its manifest does not describe.
         allow_host_code: let a version-compatible plan, or one with a plugin library in it, run the code it brings. An
             ONNX file brings none.
@@ -170,15 +174,16 @@ def load(
     if start[:4] in _PLAN_MAGIC or path.suffix in PLAN_SUFFIXES:
         from vimdeploy.runtime.plan_session import PlanSession
 
-        _refuse(path, "a TensorRT plan", threads=threads is not None)
+        _refuse(path, "a TensorRT plan", threads=threads is not None, ops=ops != "auto")
         allowed = {"allow_modified": allow_modified, "allow_host_code": allow_host_code}
-        return PlanSession(path, contexts=contexts, graphs=graphs, plugin=plugin, **allowed)
+        return PlanSession(path, contexts=contexts, graphs=graphs, plugin=plugin, device=device, **allowed)
     if start[:1] == b"\x08" or path.suffix == ".onnx":
         from vimdeploy.runtime.onnx_session import OnnxSession
 
-        _refuse(path, "an ONNX file", plugin=plugin is not None, graphs=graphs not in (0, GRAPHS))
+        of_plans = {"plugin": plugin is not None, "device": device is not None, "graphs": graphs not in (0, GRAPHS)}
+        _refuse(path, "an ONNX file", **of_plans)
         refuse_modified_file(path, allow_modified=allow_modified)
-        return OnnxSession(path, contexts=contexts, threads=threads)
+        return OnnxSession(path, contexts=contexts, threads=threads, ops=ops)
     raise ArtifactError(f"{path}: is neither a TensorRT plan nor an ONNX model", hint="See 'vimdeploy inspect'.")
 
 
