@@ -283,7 +283,7 @@ def test_a_quantised_model_is_not_rounded_on_top(tiny_model: onnx.ModelProto) ->
     quantised.CopyFrom(tiny_model)
     node = helper.make_node("DequantizeLinear", ["q", "scale"], ["w"], "dequantise_w")
     quantised.graph.node.insert(0, node)
-    for request in (ConvertRequest("fp16"), ConvertRequest("bf16")):
+    for precision in ("fp16", "bf16"):
         with pytest.raises(ArtifactError, match=r"m\.onnx: is quantised already \(node 'dequantise_w'") as caught:
-            convert_in_memory(quantised, None, request, "m.onnx", lambda _: None)
+            to_half(quantised, None, HalfOptions(precision), "m.onnx")
         assert "--fp32" in str(caught.value)
