@@ -66,7 +66,8 @@ def conversion(folder: Path) -> list[dict[str, Any]]:
     """Time the FP32 -> FP16 pass over Vim-B at 224 pixels: from a float32 model in memory to a half one."""
     import onnx
 
-    from vimdeploy.graph.precision import PRECISIONS, Policy, convert_model
+    from vimdeploy.graph.policy import PRECISIONS, Policy
+    from vimdeploy.graph.precision import convert_model
 
     exported = vimdeploy.export(output=folder / "vim_base.onnx", arch="vim_base_patch16_224", verify=False)
     model = onnx.load(exported.path)

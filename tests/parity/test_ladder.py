@@ -22,7 +22,8 @@ from vimdeploy.backends.session import SessionBackend
 from vimdeploy.backends.torch import TorchBackend
 from vimdeploy.errors import MissingDependencyError, UsageError
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import ALL, FP16, POLICY, Policy, Rule, convert_model
+from vimdeploy.graph.policy import ALL, FP16, POLICY, Policy, Rule
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.models.load import ModelRequest, load_model
 from vimdeploy.parity.compare import Report
 from vimdeploy.parity.ladder import LadderReport, Rung, climb

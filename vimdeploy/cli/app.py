@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import vimdeploy
-from vimdeploy.cli import engine, show
+from vimdeploy.cli import engine, predict, show
 from vimdeploy.cli.options import (
     AsJson,
     ImageSize,
@@ -193,26 +193,6 @@ def verify(
 
 
 @app.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="ONNX file or plan with its manifest beside it.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
-    ops: Annotated[
-        Ops,
-        typer.Option(help="What computes the custom ops: native, body, or auto (native where it is here)."),
-    ] = Ops.AUTO,
-    as_json: AsJson = False,
-) -> None:
-    """Classify image files with an exported model."""
-    with reporter("Predicting", "images") as told:
-        rows = vimdeploy.predict(model, images, top=top, ops=ops.value, reporter=told)
-    if as_json:
-        print_json([row.to_dict() for row in rows])
-    else:
-        show.predictions(model, rows)
-
-
-@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file, a plan, a manifest or a recipe.")],
     layers: Annotated[
@@ -272,3 +252,4 @@ def demo(
 
 
 engine.register(app)
+predict.register(app)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from vimdeploy.commands.demo import Demo
     from vimdeploy.commands.export import Exported
     from vimdeploy.commands.inspect import Inspected
-    from vimdeploy.commands.predict import Prediction
     from vimdeploy.commands.verify import Verified
     from vimdeploy.parity.compare import Report
     from vimdeploy.parity.ladder import LadderReport
@@ -57,16 +56,6 @@ def write_report(path: Path, found: Verified) -> None:
 
     write_all({path: (json.dumps(found.to_dict(), indent=2) + "\n").encode()})
     note(f"wrote {path}")
-
-
-def predictions(model: Path, rows: Sequence[Prediction]) -> None:
-    """Show the best classes of each image."""
-    cells = [
-        (p.image if rank == 0 else "", best.label, f"{best.probability:.2%}")
-        for p in rows
-        for rank, best in enumerate(p.classes)
-    ]
-    table(f"{model}", ("image", "class", "probability"), cells)
 
 
 def inspected(found: Inspected) -> None:
@@ -124,7 +113,7 @@ def converted(made: Converted) -> None:
 
 def policy() -> None:
     """Show which ops go down to half precision and which stay."""
-    from vimdeploy.graph.precision import policy_table
+    from vimdeploy.graph.policy import policy_table
 
     table("Policy", ("op", "inputs in half", "output", "why"), policy_table())
 

@@ -15,7 +15,8 @@ from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
 from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
-from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model, refuse_quantised
+from vimdeploy.graph.policy import PRECISIONS, Policy, Precision
+from vimdeploy.graph.precision import Report, convert_model, refuse_quantised
 from vimdeploy.parity.metrics import Metrics
 from vimdeploy.parity.ranges import measure
 from vimdeploy.parity.sensitivity import Task, fit
