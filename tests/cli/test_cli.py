@@ -173,7 +173,7 @@ def test_inspect_lists_the_nodes_that_keep_takes_names_of(home):
 
 def test_inspect_lists_the_layers_of_a_plan_as_built(monkeypatch):
     report = {"Layers": [{"LayerType": "PluginV3", "Name": "scan_0", "TacticName": "0x1"}, "without details"]}
-    monkeypatch.setattr(plan_session, "load_plan", lambda path: (None, SimpleNamespace(inspect=lambda: report)))
+    monkeypatch.setattr(plan_session, "load_plan", lambda path: (None, SimpleNamespace(inspect=lambda: report), None))
     assert inspect_layers(Path("vim.engine")) == [
         {"layer": "PluginV3", "name": "scan_0", "tactic": "0x1"},
         {"layer": "", "name": "without details", "tactic": ""},
