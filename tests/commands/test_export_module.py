@@ -17,9 +17,9 @@ import vimdeploy
 from vimdeploy import contract
 from vimdeploy.artifacts.golden import golden_path, read_golden
 from vimdeploy.artifacts.manifest import manifest_path, read_manifest
-from vimdeploy.commands.convert import ConvertRequest, convert
+from vimdeploy.commands.convert import convert
 from vimdeploy.commands.export_module import export_module
-from vimdeploy.commands.pipeline import VerifyRequest, verify
+from vimdeploy.commands.verify import verify
 from vimdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError, VerificationError
 from vimdeploy.interop.refusal import UnsupportedCallError
 from vimdeploy.parity.metrics import as_rows, relative_rms
@@ -41,10 +41,6 @@ def make(name):
 def tokens(batch=2, length=16):
     torch.manual_seed(1)
     return torch.randn(batch, length, 8)
-
-
-def nothing(_stage):
-    return None
 
 
 @pytest.fixture(scope="module", params=STYLE_NAMES)
@@ -86,10 +82,10 @@ def test_every_style_runs_portably_without_functions(style):
 def test_every_style_converts_to_fp16_and_is_verified_by_its_golden_outputs(style, tmp_path):
     made, _ = style
     half = tmp_path / "half.onnx"
-    converted = convert(made.path, half, ConvertRequest(max_error=2e-2), nothing)
-    assert converted.metrics.passed
-    assert verify(half, VerifyRequest(atol=0.05, rtol=0.05), nothing).report.passed
-    assert verify(made.path, VerifyRequest(), nothing).report.passed
+    converted = convert(made.path, half, max_error=2e-2)
+    assert converted.half.metrics.passed
+    assert verify(half, atol=0.05, rtol=0.05).passed
+    assert verify(made.path).passed
 
 
 @pytest.mark.parametrize("name", ["KernelOflex", "ModuleMamba2", "TwoDirections"])
@@ -126,7 +122,7 @@ def test_containers_of_inputs_and_outputs(tmp_path):
     with vimdeploy.load(made.path) as session:
         feed = {"pair_a": np.ones((3, 4), "f4"), "pair_b": np.zeros((3, 4), "f4"), "scale": np.ones((3, 4), "f4")}
         assert session.run(feed)["parts_0"].tolist() == (2 * np.ones((3, 4))).tolist()
-    convert(made.path, tmp_path / "half.onnx", ConvertRequest(), nothing)
+    convert(made.path, tmp_path / "half.onnx")
     with pytest.raises(UsageError, match="takes no images"):
         made.manifest.image_input()
 
@@ -267,7 +263,7 @@ def test_a_substitute_that_computes_something_else_is_seen_by_the_golden_outputs
         bias = next(t for t in model.graph.initializer if t.name == scan.input[6])
         bias.CopyFrom(onnx.numpy_helper.from_array(np.zeros(8, "f4"), bias.name))
     onnx.save(model, made.path)
-    assert not verify(made.path, VerifyRequest(), nothing).report.passed
+    assert not verify(made.path).passed
 
 
 def test_golden_outputs_that_are_missing_or_others_are_named(tmp_path):
@@ -277,10 +273,10 @@ def test_golden_outputs_that_are_missing_or_others_are_named(tmp_path):
     content = golden.read_bytes()
     golden.write_bytes(content[:-10])
     with pytest.raises(ArtifactError, match="SHA-256 differs"):
-        verify(made.path, VerifyRequest(), nothing)
+        verify(made.path)
     golden.unlink()
     with pytest.raises(ArtifactError, match="are missing"):
-        verify(made.path, VerifyRequest(), nothing)
+        verify(made.path)
 
 
 def test_a_checkpoint_is_loaded_strictly_and_the_difference_is_listed(tmp_path):

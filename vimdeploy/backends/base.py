@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,12 +10,11 @@ import numpy.typing as npt
 
 from vimdeploy.artifacts.golden import Samples
 from vimdeploy.errors import UsageError
+from vimdeploy.progress import SILENT, Reporter
 
 Array = npt.NDArray[np.float32]
 Inputs = Array | Samples
 """Images (B, C, H, W), or the named inputs of a module with the batch first."""
-Progress = Callable[[int, int], None]
-"""Called with (done, in all)."""
 
 _BATCH = 8
 """Images at a time, where neither the backend nor the caller says."""
@@ -40,7 +39,7 @@ class Backend(Protocol):
 
 
 def run_batched(
-    backend: Backend, images: Inputs, batch: int | None = None, progress: Progress | None = None
+    backend: Backend, images: Inputs, batch: int | None = None, *, reporter: Reporter = SILENT
 ) -> dict[str, Array]:
     """Run any number of images in batches of one size, the last one filled up with its last image.
 
@@ -48,7 +47,7 @@ def run_batched(
         backend: what computes.
         images: (N, C, H, W) float32.
         batch: images at a time; None takes the only one that the backend takes, else a moderate one.
-        progress: told about finished images.
+        reporter: told about finished images.
 
     Returns:
         The outputs by name, each (N, ...).
@@ -57,12 +56,12 @@ def run_batched(
         UsageError: ``batch`` is not the only one that the backend takes.
 
     """
-    parts = list(each_batch(backend, images, batch, progress))
+    parts = list(each_batch(backend, images, batch, reporter=reporter))
     return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]}
 
 
 def each_batch(
-    backend: Backend, images: Inputs, batch: int | None = None, progress: Progress | None = None
+    backend: Backend, images: Inputs, batch: int | None = None, *, reporter: Reporter = SILENT
 ) -> Iterator[dict[str, Array]]:
     """Yield the outputs of every full batch; see :func:`run_batched`. For values that need not have N first."""
     fixed = backend.fixed_batch
@@ -74,8 +73,7 @@ def each_batch(
     size = fixed or batch or _even(len(images))
     for start in range(0, len(images), size):
         yield backend.run(filled(images[start : start + size], size))
-        if progress:
-            progress(min(start + size, len(images)), len(images))
+        reporter.progress(min(start + size, len(images)), len(images))
 
 
 def filled(images: Any, batch: int) -> Any:

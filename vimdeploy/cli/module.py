@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vimdeploy.cli.screen import print_json, say, table
+from vimdeploy.cli.screen import note, print_json, result, table
 from vimdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def export(
 
 def _show(made: ExportedEntry) -> None:
     manifest = made.manifest
-    for note in made.notes:
-        say(note, label="note:")
+    for text in made.notes:
+        note(text)
     rows = [
         (
             r["batch"],
@@ -116,5 +116,5 @@ def _show(made: ExportedEntry) -> None:
     ]
     table("ONNX Runtime against torch", ("batch", "output", "ops", "max abs", "relative RMS", "within contract"), rows)
     custom = ", ".join(f"{n} {name}" for name, n in manifest.onnx.custom_ops.items()) or "none"
-    say(f"{manifest.onnx.nodes} nodes, custom: {custom}")
-    say(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB), its manifest and its golden outputs")
+    result(f"{manifest.onnx.nodes} nodes, custom: {custom}")
+    result(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB), its manifest and its golden outputs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vimdeploy import __version__, contract
+from vimdeploy import contract
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
 from vimdeploy.artifacts.golden import Case, golden_path, pack
 from vimdeploy.artifacts.manifest import (
@@ -37,9 +37,8 @@ from vimdeploy.graph.rewrite import rewrite_model
 from vimdeploy.graph.trace import Axes, FlatModule, Signature, Traced, name_leaves, trace
 from vimdeploy.interop.context import Substitution, substitute_mamba_ssm
 from vimdeploy.parity.compare import Report
-
-Reporter = Callable[[str], Any]
-"""Told what begins; what it returns, if it can be called, is told (done, total)."""
+from vimdeploy.progress import SILENT, Reporter
+from vimdeploy.version import __version__
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def export_module(
     entry: str | None = None,
     entry_kwargs: Mapping[str, Any] | None = None,
     import_paths: Sequence[Path] = (),
-    reporter: Reporter | None = None,
+    reporter: Reporter = SILENT,
 ) -> ExportedModule:
     """Export a module to an ONNX file that is proven equal, with its manifest and golden inputs and outputs beside it.
 
@@ -124,7 +123,6 @@ def export_module(
         VimdeployError: bad input; see the kinds in ``errors.py``.
 
     """
-    say = reporter or (lambda _stage: None)
     target = Path(path)
     if target.suffix != ".onnx":
         raise UsageError(f"{target}: an exported module is an .onnx file.", hint=f"Use {target.with_suffix('.onnx')}.")
@@ -145,7 +143,7 @@ def export_module(
     )
     loaded = load_weights(module, Path(checkpoint), key) if checkpoint else None
     with substitute_mamba_ssm(stubs=stubs) as substitution, proof.in_eval_mode(module):
-        return _export(module, args, dict(example_kwargs or {}), target, request, loaded, substitution, say)
+        return _export(module, args, dict(example_kwargs or {}), target, request, loaded, substitution, reporter)
 
 
 def _export(
@@ -156,7 +154,7 @@ def _export(
     request: _Request,
     loaded: CheckpointInfo | None,
     substitution: Substitution,
-    say: Reporter,
+    reporter: Reporter,
 ) -> ExportedModule:
     names, tensors = _inputs(module, args, kwargs, request)
     axes = make_axes(request.dynamic, names, tensors)
@@ -164,26 +162,24 @@ def _export(
     if sizes != sizes_of(axes, tensors):
         tensors = sized(tensors, axes, sizes)
     flat = FlatModule(module, args, kwargs)
-    say("Running the model twice in PyTorch")
+    reporter.stage("Running the model twice in PyTorch")
     observed = proof.observe(flat, tensors)
     signature = Signature(tuple(names), _output_names(flat, observed.outputs, request, tensors))
     taps = {f"block.{i}.output": tap.path for i, tap in enumerate(observed.taps)}
-    say("Tracing it")
+    reporter.stage("Tracing it")
     tapped = FlatModule(module, args, kwargs, observed.taps)
     traced = trace(tapped, tensors, axes, signature, list(taps), request.opset)
     notes = [*_explain(observed, signature), *proof.check_kernels(traced, observed)]
     proof.check_symbolic(traced, axes)
     before = len(traced.model.graph.node)
-    say("Rewriting the graph")
+    reporter.stage("Rewriting the graph")
     traced.model, rewrites = rewrite_model(traced.model, request.rewrites)
-    say("Checking the graph")
+    reporter.stage("Checking the graph")
     check_model(traced.model, str(target), allow_reversal=True)
     parity, report = Parity(), None
     if request.verify:
-        progress = say("Verifying in ONNX Runtime")
-        report, cases = proof.prove(
-            flat, traced, tensors, axes, signature, parity.fp32, progress if callable(progress) else None
-        )
+        reporter.stage("Verifying in ONNX Runtime")
+        report, cases = proof.prove(flat, traced, tensors, axes, signature, parity.fp32, reporter)
         if not report.passed:
             departs = proof.first_departure(traced.model, tapped, tensors, cases[0], taps)
             raise VerificationError(
@@ -194,7 +190,7 @@ def _export(
     else:
         cases = [proof.make_case(flat, tensors, signature)]
         notes.append("not verified: --no-verify")
-    say("Writing")
+    reporter.stage("Writing")
     golden = pack([cases[0], *cases[-1:]] if len(cases) > 1 else cases)
     content = serialize(traced.model)
     info = ModuleInfo(

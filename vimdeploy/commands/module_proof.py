@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from vimdeploy.graph.trace import Axes, FlatModule, Signature, Tap, Traced
 from vimdeploy.interop import calls
 from vimdeploy.parity.compare import BatchResult, Report, forms
 from vimdeploy.parity.metrics import as_rows, compare, relative_rms
+from vimdeploy.progress import SILENT, Reporter
 
 _SCANS = tuple(name for name in contract.OPS if name.startswith("SelectiveScan"))
 
@@ -205,7 +206,7 @@ def prove(
     axes: Sequence[Axes],
     signature: Signature,
     parity: ParityContract,
-    progress: Callable[[int, int], None] | None = None,
+    reporter: Reporter = SILENT,
 ) -> tuple[Report, list[Case]]:
     """Compare the file in ONNX Runtime with torch at the example's size, at batch 1, 2 and 3 and at a second size.
 
@@ -234,8 +235,7 @@ def prove(
             if not metrics.passed and case is not cases[0] and any(b.value is not None for b in traced.baked):
                 raise VerificationError(f"{fixed}: {'; '.join(metrics.violations)}.")
             results.append(BatchResult(len(case.inputs), name, metrics, ops))
-        if progress:
-            progress(index + 1, len(cases) * len(backends))
+        reporter.progress(index + 1, len(cases) * len(backends))
     departs = None
     if not all(result.metrics.passed for result in results):
         departs = "at a place that is not known"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vimdeploy.errors import UsageError, VimdeployError
+from vimdeploy.progress import Reporter
 
 _VERSIONS = ("vimdeploy", "torch", "onnx", "onnxscript", "onnxruntime", "timm", "einops", "numpy")
 _TYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
@@ -71,6 +72,17 @@ def main() -> None:
     _say(answer_to, answer)
 
 
+class _Stages(Reporter):
+    """Prints stages to stderr and keeps them for a report."""
+
+    def __init__(self, stages: list[str]) -> None:
+        self._stages = stages
+
+    def stage(self, text: str) -> None:
+        self._stages.append(text)
+        print(f"{text} ...", file=sys.stderr, flush=True)
+
+
 def _say(stream: IO[str], answer: Mapping[str, Any]) -> None:
     stream.write(json.dumps(answer) + "\n")
     stream.flush()
@@ -83,12 +95,9 @@ def _export(request: ModuleRequest, stages: list[str]) -> dict[str, Any]:
 
     folders = [Path(p) for p in request.import_paths]
 
-    def tell(stage: str) -> None:
-        stages.append(stage)
-        print(f"{stage} ...", file=sys.stderr, flush=True)
-
+    told = _Stages(stages)
     with substitute_mamba_ssm(stubs=request.stubs), on_path(folders):
-        tell(f"Importing {request.entry}")
+        told.stage(f"Importing {request.entry}")
         module = build_module(request.entry, request.kwargs)
         args, kwargs = _inputs(request.inputs)
         made = export_module(
@@ -106,7 +115,7 @@ def _export(request: ModuleRequest, stages: list[str]) -> dict[str, Any]:
             entry=request.entry,
             entry_kwargs=request.kwargs,
             import_paths=folders,
-            reporter=tell,
+            reporter=told,
         )
     notes = [made.substitution.in_words(), *made.notes]
     _write_report(request, stages, None, notes)
