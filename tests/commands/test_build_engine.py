@@ -20,7 +20,6 @@ from vimdeploy.artifacts.engine_manifest import read_engine_manifest
 from vimdeploy.commands.build_engine import BuildRequest, BuiltEngine, build_engine
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.graph import bodies
-from vimdeploy.runtime.cuda import CudaDevice
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import builder as engine_build
 from vimdeploy.tensorrt import plugin, proof
@@ -311,7 +310,8 @@ def test_profiles_that_do_not_fit(tiny: Path, tmp_path: Path) -> None:
         ({"compute_capabilities": ("sm_88",)}, "unknown compute capability 'sm_88'"),
         ({"compute_capabilities": ()}, "has to know for which GPUs"),
         ({"version_compatible": True}, "--version-compatible does not exist for --runtime rtx"),
-        ({"strip_weights": True}, "TensorRT-RTX compiles what puts weights back on a GPU"),
+        ({"profiles": ("images:1x3x64x64,1x3x64x64,1x3x64x64",) * 2}, "--profile is given 2 times"),
+        ({"same_compute_capability": True}, "--same-compute-capability does not exist for --runtime rtx"),
         ({"optimization_level": 9}, "not between 0 and 5"),
     ):
         with pytest.raises(UsageError) as caught:
@@ -329,21 +329,6 @@ def test_float32_means_float32_unless_tf32_is_allowed(tiny: Path, tmp_path: Path
         assert bool(settings[b"tf32=1"]) == allowed, settings
         assert bool(settings[b"tf32=0"]) == (not allowed), settings
         assert read_engine_manifest(built.path).tf32 == allowed
-
-
-def test_why_weights_cannot_be_stripped_ahead_of_time(tiny: Path) -> None:
-    """The refusal of --strip-weights with --runtime rtx tells the truth, and only as long as this fails."""
-    try:
-        CudaDevice()
-    except MissingDependencyError:
-        pass
-    else:
-        pytest.skip("a GPU is here: what TensorRT-RTX lacks without one cannot be shown")
-    parsed = engine_build.parse(onnx.load(tiny), trt.load("rtx"), "vim.onnx", "fp32")
-    profiles = engine_build.make_profiles(onnx.load(tiny), RTX, (1, 8, 64))
-    config = Config(profiles=profiles, compute_capabilities=("sm_89",), optimization_level=0, strip_weights=True)
-    assert parsed.network.build(config).plan is None
-    assert "CUDA_SUCCESS" in " ".join(parsed.messages.errors())
 
 
 def test_what_tensorrt_says_of_a_wrong_profile_is_translated(tiny: Path) -> None:
@@ -374,6 +359,24 @@ def test_turing_is_refused_in_words(tiny: Path, tmp_path: Path) -> None:
         ("The engine plan file is generated on an incompatible device", ArtifactError, "another GPU"),
         ("Requested amount of GPU memory could not be allocated: OutOfMemory", VimdeployError, "ran out of memory"),
         ("getPluginCreator could not find plugin: SelectiveScan version: 1", MissingDependencyError, "build-plugin"),
+        (
+            "IPluginRegistry::getCreator: Error Code 4: API Usage Error (Cannot find plugin: SelectiveScan)",
+            MissingDependencyError,
+            "build-plugin",
+        ),
+        (
+            "vimdeploy SelectiveScan (scan_3), enqueue: the launch of variant 1 failed at B = 1: CUDA driver version "
+            "is insufficient for CUDA runtime version",
+            MissingDependencyError,
+            "update the driver",
+        ),
+        (
+            "vimdeploy SelectiveScan (scan_3), createPlugin: the plan was built with other kernels (aa) than this "
+            "library has (bb).",
+            ArtifactError,
+            "Build the engine again",
+        ),
+        ("[graph.cpp::removeEmptyProducersFromSubgraph::96] Error Code 2: Internal Error", ArtifactError, "--fp32"),
         ("no CUDA-capable device is detected (cudaError 100)", MissingDependencyError, "--runtime rtx"),
         ("could not find any supported formats consistent with input/output", ArtifactError, "no kernel"),
         ("[myelin_graph.h:1295] MyelinCheckException: mha_fusion.cpp:3156: CHECK failed", ArtifactError, "--bf16"),

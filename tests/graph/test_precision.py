@@ -277,3 +277,14 @@ def test_the_command_converts_and_names_what_it_keeps(tiny: Path, tmp_path: Path
         "vim.onnx",
         "vim.onnx.json",
     ]
+
+
+def test_a_quantised_model_is_not_rounded_on_top(tiny_model: onnx.ModelProto) -> None:
+    quantised = onnx.ModelProto()
+    quantised.CopyFrom(tiny_model)
+    node = helper.make_node("DequantizeLinear", ["q", "scale"], ["w"], "dequantise_w")
+    quantised.graph.node.insert(0, node)
+    for request in (ConvertRequest("fp16"), ConvertRequest("bf16")):
+        with pytest.raises(ArtifactError, match=r"m\.onnx: is quantised already \(node 'dequantise_w'") as caught:
+            convert_in_memory(quantised, None, request, "m.onnx", lambda _: None)
+        assert "--fp32" in str(caught.value)

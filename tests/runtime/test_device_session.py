@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_device import TENSORS, FakeContext, FakeDevice, OnDevice, at, expected
+from fake_device import TENSORS, WORKING_BYTES, FakeContext, FakeDevice, OnDevice, at, contexts, expected
 
 from vimdeploy.errors import UsageError, VimdeployError
 from vimdeploy.runtime import dlpack
 from vimdeploy.runtime.device_array import DeviceArray
 from vimdeploy.runtime.device_session import DeviceSession
+from vimdeploy.runtime.slot import Contexts
 
 PROFILE = {"images": ((2, 3, 2, 2), (4, 3, 2, 2), (8, 3, 2, 2))}
 
 
 def session(device: FakeDevice, **options: Any) -> DeviceSession:
-    return DeviceSession(lambda: FakeContext(device), device, TENSORS, PROFILE, **options)
+    return DeviceSession(contexts(device), device, TENSORS, PROFILE, **options)
 
 
 def images(batch: int, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -148,40 +148,35 @@ def test_arrays_of_another_gpu_are_refused() -> None:
         s(held)
 
 
-def watched_contexts(device: FakeDevice) -> tuple[list[FakeContext], Callable[[], FakeContext]]:
-    """Return a maker of contexts and the list of those it made."""
-    contexts: list[FakeContext] = []
+def watched_contexts(device: FakeDevice, most: int = 1000) -> tuple[list[FakeContext], Contexts]:
+    """Return a maker of contexts, which has no memory for more than ``most``, and the list of those it made."""
+    made: list[FakeContext] = []
 
-    def make() -> FakeContext:
-        contexts.append(FakeContext(device))
-        return contexts[-1]
+    def make(memory: int) -> FakeContext:
+        if len(made) == most:
+            raise VimdeployError("TensorRT has no memory for an execution context")
+        made.append(FakeContext(device, memory))
+        return made[-1]
 
-    return contexts, make
+    return made, Contexts(make, WORKING_BYTES)
 
 
 @pytest.mark.parametrize("batch", [4, 20])
 def test_a_failure_half_way_waits_before_memory_goes_away(batch: int) -> None:
     device = FakeDevice()
-    contexts, make = watched_contexts(device)
+    made, make = watched_contexts(device)
     with DeviceSession(make, device, TENSORS, PROFILE) as s:
-        contexts[0].fail_on = 6 if batch == 20 else 4  # the last of 7, 7 and 6 images, or the only one
-        with pytest.raises(VimdeployError, match="could not launch"):
+        made[0].fail_on = 6 if batch == 20 else 4  # the last of 7, 7 and 6 images, or the only one
+        with pytest.raises(VimdeployError, match=r"launching the engine.*scan_3.*the launch failed"):
             s(OnDevice(device, images(batch)))
         assert not any(device.streams.values()), "still at work on memory that the caller got back"
-        contexts[0].fail_on = 0
+        made[0].fail_on = 0
         np.testing.assert_array_equal(s(images(4)), expected(images(4)))
 
 
 def test_no_memory_for_one_more_context_costs_only_the_graph(caplog: pytest.LogCaptureFixture) -> None:
     device = FakeDevice()
-    made: list[FakeContext] = []
-
-    def make() -> FakeContext:
-        if len(made) == 2:
-            raise VimdeployError("TensorRT has no memory for an execution context")
-        made.append(FakeContext(device))
-        return made[-1]
-
+    _, make = watched_contexts(device, most=2)
     with DeviceSession(make, device, TENSORS, PROFILE) as s:
         for batch in (4, 4, 4, 8, 8, 8):
             np.testing.assert_array_equal(s(images(batch, batch)), expected(images(batch, batch)))
@@ -191,18 +186,33 @@ def test_no_memory_for_one_more_context_costs_only_the_graph(caplog: pytest.LogC
 
 def test_a_session_that_cannot_be_opened_leaves_nothing() -> None:
     device = FakeDevice()
-    made: list[FakeContext] = []
-
-    def make() -> FakeContext:
-        if made:
-            raise VimdeployError("TensorRT has no memory for an execution context")
-        made.append(FakeContext(device))
-        return made[0]
-
+    _, make = watched_contexts(device, most=1)
     with pytest.raises(VimdeployError, match="no memory"):
         DeviceSession(make, device, TENSORS, PROFILE, contexts=2)
     assert set(device.streams) == {0}
     assert not device.events
+    assert not device.memory
+
+
+def test_no_memory_to_work_in_leaves_nothing() -> None:
+    device = FakeDevice(capacity=WORKING_BYTES)
+    with pytest.raises(VimdeployError, match="out of memory"):
+        session(device, contexts=2)
+    assert set(device.streams) == {0}
+    assert not device.events
+    assert not device.memory
+
+
+def test_every_graph_of_a_slot_works_in_the_same_memory() -> None:
+    """A context of its own for every graph would otherwise cost the engine's whole activations, nine times over."""
+    device = FakeDevice()
+    made, make = watched_contexts(device)
+    with DeviceSession(make, device, TENSORS, PROFILE, contexts=2) as s:
+        for batch in (2, 2, 4, 4, 8, 8):
+            np.testing.assert_array_equal(s(images(batch, batch)), expected(images(batch, batch)))
+        assert len(made) == 2 + device.counts["capture"] == 5
+        assert len({context.memory for context in made}) == 2
+    assert not device.memory
 
 
 def test_outputs_may_be_preallocated_on_the_host() -> None:
@@ -276,7 +286,8 @@ def test_closing_wakes_who_waits_for_a_context_and_waits_for_who_has_one() -> No
             assert go_on.wait(10)
             return super().enqueue(stream)
 
-    s = DeviceSession(lambda: Slow(device), device, TENSORS, PROFILE)
+    make = Contexts(lambda memory: Slow(device, memory), WORKING_BYTES)
+    s = DeviceSession(make, device, TENSORS, PROFILE)
     results: list[object] = []
 
     def call() -> None:
@@ -343,7 +354,7 @@ def test_a_graph_is_not_destroyed_while_it_runs() -> None:
     both, to_both = OnDevice(device, x), OnDevice(device, np.zeros((32, 4), np.float32))
     half, to_half = OnDevice(device, x[:16]), OnDevice(device, np.zeros((16, 4), np.float32))
     half.address, to_half.address = both.address, to_both.address
-    with DeviceSession(lambda: FakeContext(device, 16), device, TENSORS, profile, graphs=1) as s:
+    with DeviceSession(contexts(device, largest=16), device, TENSORS, profile, graphs=1) as s:
         s.run({"images": both}, {"logits": to_both})
         s.run({"images": half}, {"logits": to_half})  # the first half is captured
         assert (device.counts["capture"], device.counts.get("launch")) == (1, None)
@@ -377,12 +388,12 @@ def test_threads_share_a_session(contexts: int) -> None:
 
 def test_a_failed_launch_raises_and_leaves_the_session_usable() -> None:
     device = FakeDevice()
-    contexts, make = watched_contexts(device)
+    made, make = watched_contexts(device)
     with DeviceSession(make, device, TENSORS, PROFILE) as s:
-        contexts[0].fail = True
-        with pytest.raises(VimdeployError, match="could not launch"):
+        made[0].fail = True
+        with pytest.raises(VimdeployError, match=r"launching the engine.*scan_3.*the launch failed"):
             s(images(4))
-        contexts[0].fail = False
+        made[0].fail = False
         np.testing.assert_array_equal(s(images(4)), expected(images(4)))
 
 

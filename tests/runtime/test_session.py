@@ -165,6 +165,21 @@ AMPERE = TargetInfo(compute_capabilities=("sm_90",), hardware_compatible=True, d
             dataclasses.replace(HERE, versions={"tensorrt": "11.1.0"}),
             "compatible with later versions only",
         ),
+        (
+            {"tensorrt": TRT.model_copy(update={"version": "10.14.1", "version_compatible": True})},
+            HERE,
+            "",
+        ),
+        (
+            {"tensorrt": TRT.model_copy(update={"version": "10.14.1", "version_compatible": True})},
+            dataclasses.replace(HERE, versions={"tensorrt": "12.0.0"}),
+            "whose compatible plans TensorRT 12.0.0 does not take",
+        ),
+        (
+            {"tensorrt": TRT.model_copy(update={"version": "8.6.1", "version_compatible": True})},
+            HERE,
+            "whose compatible plans TensorRT 11.4.0 does not take",
+        ),
         ({"target": AMPERE}, HERE, ""),
         ({"target": AMPERE}, dataclasses.replace(HERE, compute_capability="sm_75"), "from Ampere (sm_80) on"),
         ({"target": AMPERE}, dataclasses.replace(HERE, compute_capability="sm_120"), ""),

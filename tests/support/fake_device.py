@@ -17,15 +17,18 @@ from vimdeploy.artifacts.tensors import Tensor
 from vimdeploy.errors import VimdeployError
 from vimdeploy.runtime import dlpack
 from vimdeploy.runtime.cuda import CaptureError, Device
+from vimdeploy.runtime.slot import Contexts
 
 
 class FakeDevice(Device):
     dlpack_device = (dlpack.CUDA, 0)
 
-    def __init__(self, *, capturable: bool = True) -> None:
+    def __init__(self, *, capturable: bool = True, capacity: int = 1 << 40) -> None:
         self.capturable = capturable
+        self.capacity = capacity
         self.current = threading.local()
         self.freed: list[int] = []
+        self.leaving: set[int] = set()
         self.memory: dict[int, Any] = {}
         self.streams: dict[int, list[Callable[[], None]]] = {0: []}
         self.events: dict[int, tuple[int, int]] = {}
@@ -57,7 +60,11 @@ class FakeDevice(Device):
         return stream
 
     def destroy_stream(self, stream: int) -> None:
-        assert not self.streams.pop(stream), "destroyed with work on it"
+        """What is left on it may only be memory that goes back: CUDA still does that."""
+        left = self.streams.pop(stream)
+        assert all(getattr(work, "is_free", False) for work in left), "destroyed with work on it"
+        for work in left:
+            work()
 
     def _allocate(self, nbytes: int) -> int:
         block = (ctypes.c_uint8 * (nbytes + 512))()
@@ -67,22 +74,50 @@ class FakeDevice(Device):
             self.memory[address] = block
         return address
 
+    def _not_in_a_capture(self, what: str) -> None:
+        here = getattr(self.current, "captures", False)
+        assert not here, f"{what} while this thread captures a stream: CUDA ends the capture"
+
     def allocate(self, nbytes: int, stream: int) -> int:
         assert getattr(self.current, "is_this", False), "on whatever device this thread happens to use"
+        self._not_in_a_capture("allocates")
         self._count("allocate")
+        with self._lock:
+            if sum(len(block) - 512 for block in self.memory.values()) + nbytes > self.capacity:
+                raise VimdeployError("CUDA failed: out of memory")
         return self._allocate(nbytes)
 
     def allocate_host(self, nbytes: int) -> int:
+        self._not_in_a_capture("allocates")
         return self._allocate(nbytes)
 
     def free(self, address: int, stream: int) -> None:
+        """In stream order: what was put on the stream before still finds the memory, and nothing after it."""
+        assert address in self.memory, "freed twice"
+        assert address not in self.leaving, "freed twice"
+        assert stream in self.streams, "freed on a stream that is gone"
+        with self._lock:
+            self.leaving.add(address)
+
+        def work() -> None:
+            self._gone(address)
+
+        work.is_free = True  # type: ignore[attr-defined]
+        if stream == 0:  # nothing of ours runs there: whoever frees there has waited
+            work()
+        else:
+            self.push(stream, work)
+
+    def _gone(self, address: int) -> None:
         with self._lock:
             block = self.memory.pop(address)
+            self.leaving.discard(address)
             self.freed.append(address)
         ctypes.memset(block, 0xFF, len(block))
 
     def free_host(self, address: int) -> None:
-        self.free(address, 0)
+        self._not_in_a_capture("frees")
+        self._gone(address)
 
     def push(self, stream: int, work: Callable[[], None]) -> None:
         with self._lock:
@@ -90,6 +125,7 @@ class FakeDevice(Device):
 
     def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
         self._count("copy")
+        self.put(stream, to, source)
         self.push(stream, lambda: self.check(to, source) or (ctypes.memmove(to, source, nbytes) and None))
 
     def check(self, *addresses: int) -> None:
@@ -97,17 +133,23 @@ class FakeDevice(Device):
         for address in addresses:
             assert address in self.memory or address not in self.freed, "used after it was freed"
 
+    def put(self, stream: int, *addresses: int) -> None:
+        """Nothing may be put on a stream that needs memory which is on its way back."""
+        assert not self.leaving.intersection(addresses), "put on a stream after its memory was freed"
+
     def capture(self, stream: int, launch: Callable[[], None]) -> Any:
         if not self.capturable:
             raise CaptureError("not this engine")
         before = len(self.streams[stream])
         self.capturing = stream
+        self.current.captures = True
         try:
             launch()
         except VimdeployError as error:
             raise CaptureError(error.message) from error
         finally:
             self.capturing = None
+            self.current.captures = False
         graph = self.streams[stream][before:]
         del self.streams[stream][before:]
         self._count("capture")
@@ -144,6 +186,7 @@ class FakeDevice(Device):
         return not self.streams.get(self.events[event][0])
 
     def wait(self, event: int) -> None:
+        self._not_in_a_capture("waits")
         stream, _ = self.events[event]
         with self._lock:
             pending, self.streams[stream] = self.streams.get(stream, []), []
@@ -163,24 +206,44 @@ class FakeDevice(Device):
         self.push(stream, catch_up)
 
 
-class FakeContext:
-    """An engine whose output is the input's row sums and twice its first values, float32: (N, 3, 2, 2) -> (N, 4)."""
+WORKING_BYTES = 4096
+"""What a context of the engine below works in."""
 
-    def __init__(self, device: FakeDevice, largest: int = 8, fail: bool = False) -> None:
+
+class FakeContext:
+    """An engine whose output is the input's row sums and twice its first values, float32: (N, 3, 2, 2) -> (N, 4).
+
+    As strict as TensorRT: nothing runs without every shape and address or without memory to work in, and the first
+    launch after a shape change allocates, which a capture does not survive.
+    """
+
+    def __init__(self, device: FakeDevice, memory: int, largest: int = 8, fail: bool = False) -> None:
         self.device = device
+        self.memory = memory
         self.fail_on = 0
         self.largest = largest
         self.fail = fail
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.said: list[str] = []
+        self.is_settled = False
         self.busy = threading.Lock()
+        assert memory % 256 == 0, "TensorRT refuses memory that is not aligned to 256 bytes"
+
+    def complaints(self) -> list[str]:
+        return self.said
+
+    def _refuses(self, *reasons: str) -> bool:
+        self.said = list(reasons)
+        return bool(reasons)
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        if not 2 <= shape[0] <= self.largest:
+            return not self._refuses(f"Static dimension mismatch while setting input shape for {name}")
+        if self.shapes.get(name) != shape:
+            self.is_settled = False
         self.shapes[name] = shape
-        return 2 <= shape[0] <= self.largest
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return (self.shapes["images"][0], 4)
+        return True
 
     def bind(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -189,22 +252,40 @@ class FakeContext:
     def enqueue(self, stream: int) -> bool:
         assert self.busy.acquire(blocking=False), "two threads in one context"
         try:
-            shape, source, target = self.shapes["images"], self.addresses["images"], self.addresses["logits"]
-            self.device._count("enqueue")
-            self.device._count(f"rows {shape[0]}")
-
-            captured = self.device.capturing is not None
-
-            def work() -> None:
-                assert not captured or self.shapes["images"] == shape, "a graph of a context that was reshaped since"
-                self.device.check(source, target)
-                images = at(source, shape)
-                at(target, (shape[0], 4))[:] = expected(images)
-
-            self.device.push(stream, work)
-            return not self.fail and shape[0] != self.fail_on
+            return self._enqueue(stream)
         finally:
             self.busy.release()
+
+    def _enqueue(self, stream: int) -> bool:
+        if set(self.shapes) != {"images"}:
+            return not self._refuses("Not all input shapes are set")
+        if set(self.addresses) != {"images", "logits"}:
+            return not self._refuses("Neither address or allocator is set for an output tensor")
+        if len(self.device.memory.get(self.memory, b"")) < WORKING_BYTES or self.memory in self.device.leaving:
+            return not self._refuses("the context has no device memory")
+        captured = self.device.capturing is not None
+        if captured and not self.is_settled:
+            return not self._refuses("operation not permitted when stream is capturing: the first launch of a shape")
+        self.is_settled = True
+        shape, source, target = self.shapes["images"], self.addresses["images"], self.addresses["logits"]
+        self.device._count("enqueue")
+        self.device._count(f"rows {shape[0]}")
+        self.device.put(stream, source, target, self.memory)
+
+        def work() -> None:
+            assert not captured or self.shapes["images"] == shape, "a graph of a context that was reshaped since"
+            self.device.check(source, target, self.memory)
+            images = at(source, shape)
+            at(target, (shape[0], 4))[:] = expected(images)
+
+        self.device.push(stream, work)
+        failed = self.fail or shape[0] == self.fail_on
+        return not (failed and self._refuses("vimdeploy SelectiveScan (scan_3), enqueue: the launch failed"))
+
+
+def contexts(device: FakeDevice, **options: Any) -> Contexts:
+    """How a session makes contexts of this engine."""
+    return Contexts(lambda memory: FakeContext(device, memory, **options), WORKING_BYTES)
 
 
 def at(address: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

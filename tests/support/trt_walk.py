@@ -62,7 +62,6 @@ def walk(api: types.ModuleType, flavour: trt.Flavour) -> None:
         version_compatible=plugins,
         hardware_compatible=plugins,
         embed_plugins=("libplugin.so",) if plugins else (),
-        strip_weights=True,
         timing_cache=b"" if plugins else None,
     )
     built = network.build(config, Recorder())
@@ -72,13 +71,15 @@ def walk(api: types.ModuleType, flavour: trt.Flavour) -> None:
         assert not built.timing_cache.refused
         assert isinstance(built.timing_cache.merged(b"stored"), bytes)
     network.build(dataclasses.replace(config, tf32=True), Recorder())
+    assert tensorrt.knows_same_compute_capability
+    if plugins:
+        network.build(dataclasses.replace(config, hardware_compatible=False, same_compute_capability=True), Recorder())
     walk_refusals(tensorrt, network, config)
     if plugins:
         walk_plugins(tensorrt, [creator(api, name) for name in contract.PLUGIN_OPS])
     walk_runtime(tensorrt, messages, plugins)
-    logger = trt._logger(api, messages)
-    logger.log(api.ILogger.Severity.ERROR, "told")
-    assert messages.errors() == ["told"]
+    trt.log_of(api).heard_by(messages).log(api.ILogger.Severity.ERROR, "told")
+    assert messages.errors()[-1] == "told"
     monitor = trt._monitor(api, Recorder())
     monitor.phase_start("phase", None, 3)
     assert monitor.step_complete("phase", 1)
@@ -143,15 +144,15 @@ def walk_runtime(tensorrt: trt.TensorRt, messages: boundary.Messages, plugins: b
     assert engine.profiles()
     assert engine.inspect() == {}
     RESULTS["ICudaEngine.create_execution_context"] = lambda _: None
-    with pytest.raises(VimdeployError, match="no memory for an execution context"):
-        engine.context()
+    with pytest.raises(VimdeployError, match="creating an execution context"):
+        engine.context(0)
     del RESULTS["ICudaEngine.create_execution_context"]
-    context = engine.context()
-    assert context.use_profile(0, 7)
+    assert engine.context_bytes() == 1
+    context = engine.context(4096)
     assert context.set_shape("images", (1, 3))
-    assert context.shape("logits") == (1, 2)
     assert context.bind("images", 4096)
     assert context.enqueue(7)
+    assert context.complaints() == []
 
 
 def creator(api: types.ModuleType, name: str) -> object:

@@ -320,6 +320,10 @@ class TestFind:
             assert f"--arch sm_{capability[0]}{capability[1]}" in error.value.hint
         with pytest.raises(VimdeployError, match=r"TensorRT 10\.14, but TensorRT 11\.4\.0\.106 is running") as error:
             check_fits(found, "11.4.0.106")
+        for driver in (13000, 13020, 14000, None):  # minor versions of one CUDA serve each other
+            check_fits(found, "10.3.0", driver=driver)
+        with pytest.raises(VimdeployError, match=r"built with CUDA 13\.0, but the driver serves CUDA 12\.4"):
+            check_fits(found, "10.3.0", driver=12040)
         assert "headers of TensorRT 11" in error.value.hint
 
 

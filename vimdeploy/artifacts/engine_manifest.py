@@ -99,6 +99,11 @@ class Machine:
     plugin_version: str | None = None
     plugin_sha256: str | None = None
 
+    @property
+    def capability_numbers(self) -> tuple[int, int] | None:
+        """``(8, 9)`` for ``sm_89``."""
+        return divmod(int(self.compute_capability[3:]), 10) if self.compute_capability else None
+
 
 def read_engine_manifest(plan: Path) -> EngineManifest:
     """Read the manifest beside a plan.
@@ -186,7 +191,13 @@ def _version(made: TensorRtInfo, machine: Machine) -> list[str]:
         return [f"it was built by {name} {made.version}, here is {here}"]
     if _release(here) < _release(made.version):
         return [f"it was built by {name} {made.version} and is compatible with later versions only, here is {here}"]
+    if _release(here)[0] not in _COMPATIBLE_MAJORS.get(_release(made.version)[0], ()):
+        return [f"it was built by {name} {made.version}, whose compatible plans {name} {here} does not take"]
     return []
+
+
+_COMPATIBLE_MAJORS = {8: (8, 10), 10: (10, 11), 11: (11,)}
+"""Which majors take a version-compatible plan of a major: their own and the next one, so far as NVIDIA has said it."""
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -113,8 +113,10 @@ def build_engine(
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Plan runs on every GPU from Ampere on.")
     ] = False,
+    same_compute_capability: Annotated[
+        bool, typer.Option("--same-compute-capability", help="Plan runs on every GPU of this one's compute capability.")
+    ] = False,
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="Put the plugin library into the plan.")] = False,
-    strip_weights: Annotated[bool, typer.Option("--strip-weights", help="Leave the weights out of the plan.")] = False,
     tf32: Annotated[
         bool, typer.Option("--tf32", help="Let float32 products round their inputs to 10 bits; faster, less exact.")
     ] = False,
@@ -141,8 +143,8 @@ def build_engine(
         optimization_level=optimization_level,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
+        same_compute_capability=same_compute_capability,
         embed_plugin=embed_plugin,
-        strip_weights=strip_weights,
         tf32=tf32,
     )
     half_io = _half_io(io_dtype, precision)

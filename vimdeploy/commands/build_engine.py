@@ -147,7 +147,7 @@ def build_engine(
         parity=None,
         source=manifest,
     )
-    if runs_here and request.verify and not request.options.strip_weights:
+    if runs_here and request.verify:
         say("Comparing the engine with float32 in ONNX Runtime")
         sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, read_onnx(model_path), request)})
     # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
@@ -193,7 +193,8 @@ def _load_plugin(
         return None
     number = int(device.compute_capability[3:]) if device else 0
     capability = divmod(number, 10) if device else None
-    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability)
+    driver = device.driver if device else None
+    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability, driver=driver)
     say(f"Plugin library: {library.describe()}")
     return library
 

@@ -16,7 +16,7 @@ from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import Progress
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
-from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model
+from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model, refuse_quantised
 from vimdeploy.parity.metrics import Metrics
 from vimdeploy.parity.ranges import measure
 from vimdeploy.parity.sensitivity import Stage, Task, fit
@@ -95,6 +95,7 @@ def convert_in_memory(
     if request.precision not in PRECISIONS:
         raise UsageError(f"There is no precision '{request.precision}'.", hint=nearest(request.precision, PRECISIONS))
     precision = PRECISIONS[request.precision]
+    refuse_quantised(model, source)
     policy = Policy(keep=(*(manifest.precision.keep_fp32 if manifest else ()), *request.keep))
     if manifest is None or not importlib.util.find_spec("onnxruntime"):
         if request.max_error is not None or request.images is not None:

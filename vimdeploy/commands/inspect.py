@@ -75,7 +75,7 @@ def _plan_layers(path: Path) -> list[dict[str, str]]:
     from vimdeploy.runtime.plan_session import load_plan
     from vimdeploy.tensorrt.proof import engine_layers
 
-    _, engine = load_plan(path)
+    _, engine, _ = load_plan(path)
     return [{"layer": kind, "name": name, "tactic": tactic} for kind, name, tactic in engine_layers(engine.inspect())]
 
 

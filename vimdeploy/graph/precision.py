@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from vimdeploy import contract
-from vimdeploy.errors import UsageError
+from vimdeploy.errors import ArtifactError, UsageError
 from vimdeploy.graph import bodies
 
 
@@ -156,6 +156,24 @@ def convert(
     policy = policy or Policy()
     _refuse_unfit(model, policy)
     return _Pass(model, precision, policy, dict(ranges or {})).run(half_io=half_io)
+
+
+def refuse_quantised(model: onnx.ModelProto, source: str) -> None:
+    """Raise ArtifactError for a quantised model: rounding it to half precision on top is nothing that was measured."""
+    graphs = [model.graph, *model.functions]
+    node = next((n for g in graphs for n in g.node if n.op_type in _QUANTISED and n.domain in _QUANTISING), None)
+    if node is not None:
+        raise ArtifactError(
+            f"{source}: is quantised already (node '{node.name}' is {node.op_type}), so it is not converted on top",
+            hint="Convert the float32 file it was quantised from, or build this one as it is: build-engine --fp32.",
+        )
+
+
+_QUANTISED = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",
+     "ConvInteger", "MatMulNBits", "QAttention", "DynamicQuantizeMatMul", "QGemm", "BlockQuantizedMatMul"}
+)  # fmt: skip
+_QUANTISING = frozenset({"", "ai.onnx", "com.microsoft", "trt"})
 
 
 def convert_model(

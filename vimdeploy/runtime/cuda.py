@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from typing_extensions import override
 
-from vimdeploy.errors import MissingDependencyError, VimdeployError
+from vimdeploy.errors import MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.runtime import dlpack
 
 
@@ -76,9 +76,18 @@ class Device(Protocol):
 
 
 class CudaDevice(Device):
-    """The current CUDA device, through ``cuda.bindings.runtime``. See :class:`Device` for each call."""
+    """A CUDA device, through ``cuda.bindings.runtime``. See :class:`Device` for each call.
 
-    def __init__(self) -> None:
+    Args:
+        number: as CUDA counts them; None for the calling thread's current device.
+
+    Raises:
+        MissingDependencyError: CUDA's bindings, a driver or a GPU is missing.
+        UsageError: there is no device of that number.
+
+    """
+
+    def __init__(self, number: int | None = None) -> None:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
@@ -93,7 +102,15 @@ class CudaDevice(Device):
                 f"no NVIDIA GPU can be used here ({_describe(runtime, status)})",
                 hint="Run the ONNX file instead: vimdeploy.load('model.onnx') needs only ONNX Runtime.",
             )
-        self._number = int(self._do(runtime.cudaGetDevice()))
+        if number is not None and not 0 <= number < count:
+            raise UsageError(
+                f"there is no GPU {number}: CUDA shows {count}, numbered from 0",
+                hint="CUDA_VISIBLE_DEVICES decides which GPUs a process sees; 'nvidia-smi' lists them.",
+            )
+        self._number = int(self._do(runtime.cudaGetDevice())) if number is None else number
+        attribute = runtime.cudaDeviceAttr.cudaDevAttrMemoryPoolsSupported
+        # Some virtual GPUs have no pools: there memory is allocated and freed at once, which blocks but is right.
+        self._pools = bool(self._do(runtime.cudaDeviceGetAttribute(attribute, self._number)))
         self.dlpack_device = (dlpack.CUDA, self._number)
 
     @override
@@ -117,11 +134,14 @@ class CudaDevice(Device):
 
     @override
     def allocate(self, nbytes: int, stream: int) -> int:
+        if not self._pools:
+            return int(self._do(self._cuda.cudaMalloc(max(nbytes, 1))))
         return int(self._do(self._cuda.cudaMallocAsync(max(nbytes, 1), stream)))
 
     @override
     def free(self, address: int, stream: int) -> None:
-        self._do(self._cuda.cudaFreeAsync(address, stream))
+        # cudaFree waits for the device by itself.
+        self._do(self._cuda.cudaFreeAsync(address, stream) if self._pools else self._cuda.cudaFree(address))
 
     @override
     def allocate_host(self, nbytes: int) -> int:

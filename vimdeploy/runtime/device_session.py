@@ -5,7 +5,6 @@ Nothing here knows TensorRT: contexts and the device come through protocols, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
@@ -21,14 +20,14 @@ from vimdeploy.runtime.cuda import Device
 from vimdeploy.runtime.device_array import DeviceArray
 from vimdeploy.runtime.pool import Job, Pool
 from vimdeploy.runtime.session import Arrays, Session
-from vimdeploy.runtime.slot import Context, Output, Slot, row_bytes
+from vimdeploy.runtime.slot import Contexts, Output, Slot, row_bytes
 
 
 class DeviceSession(Session):
     """Batches, threads and buffers over execution contexts; a plan's session gives it those of TensorRT.
 
     Args:
-        make_context: creates an execution context.
+        make: how execution contexts are made.
         device: the GPU.
         tensors: inputs and outputs of the engine.
         profile: what shapes it admits.
@@ -39,7 +38,7 @@ class DeviceSession(Session):
 
     def __init__(
         self,
-        make_context: Callable[[], Context],
+        make: Contexts,
         device: Device,
         tensors: list[Tensor],
         profile: Profile,
@@ -54,7 +53,7 @@ class DeviceSession(Session):
         with device.active(), ExitStack() as made:
             slots = []
             for _ in range(contexts):
-                slots.append(Slot(make_context, device, tensors, self.smallest_batch, self.largest_batch, graphs))
+                slots.append(Slot(make, device, tensors, self.smallest_batch, self.largest_batch, graphs))
                 made.callback(slots[-1].close)
             made.pop_all()  # all of them could be made, so none is closed here
         self._pool = Pool(slots)

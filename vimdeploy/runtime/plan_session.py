@@ -12,6 +12,7 @@ from vimdeploy.artifacts.tensors import Profile, Tensor
 from vimdeploy.errors import MissingDependencyError
 from vimdeploy.runtime.cuda import CudaDevice
 from vimdeploy.runtime.device_session import DeviceSession
+from vimdeploy.runtime.slot import Contexts
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import plugin as plugins
 from vimdeploy.tensorrt.boundary import Messages
@@ -26,6 +27,7 @@ class PlanSession(DeviceSession):
         contexts: how many calls may run at the same time; each has memory of its own.
         graphs: how many CUDA graphs each context keeps; 0 turns them off.
         plugin: plugin library, where it is not found by itself.
+        device: number of the GPU, as CUDA counts; None takes the calling thread's current one.
         allow_modified: take a plan that its manifest does not describe.
         allow_host_code: let a version-compatible plan, or one with a plugin library in it, run the code it brings.
 
@@ -42,27 +44,40 @@ class PlanSession(DeviceSession):
         contexts: int = 1,
         graphs: int = 8,
         plugin: str | Path | None = None,
+        device: int | None = None,
         allow_modified: bool = False,
         allow_host_code: bool = False,
     ) -> None:
-        self.manifest, engine = load_plan(
-            Path(path), Path(plugin) if plugin else None, allow_modified=allow_modified, allow_host_code=allow_host_code
+        self.manifest, engine, gpu = load_plan(
+            Path(path),
+            Path(plugin) if plugin else None,
+            device,
+            allow_modified=allow_modified,
+            allow_host_code=allow_host_code,
         )
         profile = engine.profiles()[0] if engine.profiles() else _fixed(engine.tensors())
-        super().__init__(engine.context, CudaDevice(), engine.tensors(), profile, contexts=contexts, graphs=graphs)
+        make = Contexts(engine.context, engine.context_bytes())
+        super().__init__(make, gpu, engine.tensors(), profile, contexts=contexts, graphs=graphs)
 
 
 def load_plan(
-    path: Path, plugin: Path | None = None, *, allow_modified: bool = False, allow_host_code: bool = False
-) -> tuple[EngineManifest, trt.Engine]:
-    """Load a plan and what it needs; see :class:`PlanSession` for arguments and errors."""
+    path: Path,
+    plugin: Path | None = None,
+    device: int | None = None,
+    *,
+    allow_modified: bool = False,
+    allow_host_code: bool = False,
+) -> tuple[EngineManifest, trt.Engine, CudaDevice]:
+    """Load a plan and what it needs onto a GPU; see :class:`PlanSession` for arguments and errors."""
     manifest = read_engine_manifest(path)
-    machine = this_machine(manifest, plugin)
+    machine = this_machine(manifest, plugin, device)
     refuse_unloadable(path, manifest, machine, allow_modified=allow_modified, allow_host_code=allow_host_code)
     owner = trt.load(manifest.tensorrt.flavour)
     if manifest.plugin and not manifest.plugin.embedded:
-        plugins.load_library(owner.api, plugin)
-    return manifest, open_engine(owner, path.read_bytes(), str(path), host_code=allow_host_code)
+        plugins.load_library(owner.api, plugin, compute_capability=machine.capability_numbers, driver=machine.driver)
+    gpu = CudaDevice(device)
+    with gpu.active():  # TensorRT loads an engine onto the thread's current device
+        return manifest, open_engine(owner, path.read_bytes(), str(path), host_code=allow_host_code), gpu
 
 
 def open_engine(owner: trt.TensorRt, plan: bytes, source: str, *, host_code: bool = False) -> trt.Engine:
@@ -74,14 +89,14 @@ def open_engine(owner: trt.TensorRt, plan: bytes, source: str, *, host_code: boo
     return engine
 
 
-def this_machine(manifest: EngineManifest, plugin: Path | None = None) -> Machine:
+def this_machine(manifest: EngineManifest, plugin: Path | None = None, device: int | None = None) -> Machine:
     """Collect what decides whether a plan can be loaded here: TensorRT, GPU, driver and plugin library."""
     flavour = manifest.tensorrt.flavour
     version = trt.installed_version(flavour)
     capability: str | None = None
     driver: int | None = None
     with suppress(MissingDependencyError):
-        _, capability, driver = CudaDevice().facts()
+        _, capability, driver = CudaDevice(device).facts()
     library = None
     # TensorRT-RTX takes no plugins: a manifest that says otherwise lies, and no library here could be the right one.
     if manifest.plugin and not manifest.plugin.embedded and version and flavour != "rtx":

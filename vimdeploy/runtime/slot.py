@@ -15,6 +15,7 @@ from vimdeploy.errors import VimdeployError
 from vimdeploy.runtime.arrays import ITEM_BYTES, View
 from vimdeploy.runtime.batching import GraphCache, nearest
 from vimdeploy.runtime.cuda import CaptureError, Device
+from vimdeploy.tensorrt.translate import runtime_error
 
 _log = logging.getLogger(__name__)
 _ALIGNMENT = 256
@@ -27,14 +28,21 @@ class Context(Protocol):
     def set_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """Set the shape of an input."""
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of an output for the inputs set."""
-
     def bind(self, name: str, address: int) -> bool:
         """Set an address."""
 
     def enqueue(self, stream: int) -> bool:
         """Launch."""
+
+    def complaints(self) -> list[str]:
+        """Return what was said about the last call, where that failed."""
+
+
+class Contexts(NamedTuple):
+    """How execution contexts are made: ``make`` takes the device address of ``nbytes`` bytes that they work in."""
+
+    make: Callable[[int], Context]
+    nbytes: int = 0
 
 
 @dataclass
@@ -66,7 +74,7 @@ class Slot:
 
     def __init__(
         self,
-        make_context: Callable[[], Context],
+        contexts: Contexts,
         device: Device,
         tensors: list[Tensor],
         least: int,
@@ -74,8 +82,16 @@ class Slot:
         graphs: int,
     ) -> None:
         self.device = device
-        self._make_context = make_context
-        self._context = make_context()
+        self.stream = device.create_stream()
+        # All contexts of a slot run one after the other on its stream, so they share what they work in.
+        self._memory = 0
+        try:
+            self._memory = device.allocate(contexts.nbytes, self.stream) if contexts.nbytes else 0
+            self._context = contexts.make(self._memory)
+        except BaseException:
+            self._close_stream()
+            raise
+        self._make_context = contexts.make
         self._inputs = [t for t in tensors if t.is_input]
         self._outputs = [t for t in tensors if not t.is_input]
         self._row_bytes = {t.name: row_bytes(t) for t in tensors}
@@ -83,7 +99,6 @@ class Slot:
         self._most = most
         self._buffers: dict[str, Buffer] = {}
         self._graphs: GraphCache[Captured] = GraphCache(graphs, self._release)
-        self.stream = device.create_stream()
         self.event = device.create_event()
 
     def after(self, stream: int) -> None:
@@ -124,6 +139,11 @@ class Slot:
             self.device.free_host(buffer.host)
         self._buffers.clear()
         self.device.destroy_event(self.event)
+        self._close_stream()
+
+    def _close_stream(self) -> None:
+        if self._memory:
+            self.device.free(self._memory, self.stream)
         self.device.destroy_stream(self.stream)
 
     def captured(self) -> list[int]:
@@ -157,7 +177,7 @@ class Slot:
         self, key: tuple[Any, ...], addresses: Mapping[str, int], inputs: Mapping[str, View], size: int
     ) -> None:
         try:
-            context = self._make_context()
+            context = self._make_context(self._memory)
             self._prepare(context, addresses, inputs, size)
             self._enqueue(context)  # the first launch of a context allocates, which a capture must not meet
             graph = self.device.capture(self.stream, lambda: self._enqueue(context))
@@ -177,16 +197,18 @@ class Slot:
         for name, view in inputs.items():
             if not context.set_shape(name, (size, *view.shape[1:])):
                 raise VimdeployError(
-                    f"the engine does not take a batch of {size} for input '{name}'",
+                    f"the engine does not take a batch of {size} for input '{name}'{_said(context)}",
                     hint="Build it again with a profile that holds this batch (--min-batch, --max-batch).",
                 )
         for name, address in addresses.items():
             if not context.bind(name, address):
-                raise VimdeployError(f"TensorRT refuses the address of '{name}'", hint="Align it to 256 bytes.")
+                raise VimdeployError(
+                    f"TensorRT refuses the address of '{name}'{_said(context)}", hint="Align it to 256 bytes."
+                )
 
     def _enqueue(self, context: Context) -> None:
         if not context.enqueue(self.stream):
-            raise VimdeployError("TensorRT could not launch the engine", hint="Run 'vimdeploy doctor'.")
+            raise runtime_error("launching the engine", context.complaints())
 
     def _buffer(self, tensor: Tensor) -> Buffer:
         if tensor.name not in self._buffers:
@@ -204,6 +226,10 @@ class Slot:
             ctypes.memmove(buffer.host, source, nbytes)
             source = buffer.host
         self.device.copy(buffer.device, source, nbytes, self.stream)
+
+
+def _said(context: Context) -> str:
+    return "".join(f": {text}" for text in context.complaints()[-1:])
 
 
 def row_bytes(tensor: Tensor) -> int:

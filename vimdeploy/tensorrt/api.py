@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -16,8 +18,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy.artifacts.tensors import Profile, Tensor
-from vimdeploy.errors import MissingDependencyError, VimdeployError
+from vimdeploy.errors import MissingDependencyError
 from vimdeploy.tensorrt.boundary import Built, Config, Layer, Messages, ParseProblem, Progress
+from vimdeploy.tensorrt.translate import runtime_error
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -44,7 +47,6 @@ class Branch:
 _SAME = "as TensorRT 10"
 BRANCHES: tuple[Branch, ...] = (
     Branch("TensorRt", "api goes to plugin.load_library before a parse", _SAME, "takes no plugins: functions inlined"),
-    Branch("_prefer_plugins", "parser flag from 10.9 on, else a no-op", "flag always there", "never called"),
     Branch("_set_target", "the GPU of this machine", _SAME, "a list of compute capabilities, no GPU needed"),
     Branch("_set_portability", "version- and hardware-compatible plans, plugins inside", _SAME, "never called"),
     Branch("TimingCache", "kept between builds", _SAME, "nothing is timed ahead of time"),
@@ -98,6 +100,7 @@ class TensorRt:
     def __init__(self, flavour: Flavour, api: Any) -> None:
         self.flavour = flavour
         self.api = api
+        self._log = log_of(api)
         self.version: str = str(api.__version__)
         self.major = int(self.version.split(".")[0])
 
@@ -112,35 +115,38 @@ class TensorRt:
         members = getattr(self.api, "ComputeCapability", None)
         return tuple(f"sm_{n[2:]}" for n in members.__members__ if n.startswith("SM")) if members else ()
 
+    @property
+    def knows_same_compute_capability(self) -> bool:
+        """Whether plans can be made for every GPU of this one's compute capability."""
+        return hasattr(self.api.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY")
+
     def parse(self, model: bytes, messages: Messages) -> tuple[Network | None, list[ParseProblem]]:
         """Parse a serialised ONNX model into a strongly typed network; None and the problems where that fails."""
-        logger = _logger(self.api, messages)
+        logger = self._log.heard_by(messages)
         builder: trt.Builder = self.api.Builder(logger)
         typed = 1 << int(self.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         definition: trt.INetworkDefinition = builder.create_network(typed)
         parser: trt.OnnxParser = self.api.OnnxParser(definition, logger)
-        _prefer_plugins(self, parser)
         if not parser.parse(model):
             errors = [parser.get_error(i) for i in range(parser.num_errors)]
             return None, [ParseProblem(e.code().name, e.desc(), e.node_name(), e.node_operator()) for e in errors]
-        return Network(self, logger, builder, definition, parser), []
+        return Network(self, builder, definition, (parser, messages)), []
 
     def runtime(self, messages: Messages, *, host_code: bool = False) -> Runtime:
         """Return a runtime; ``host_code`` admits version-compatible plans, which bring code of their own."""
-        logger = _logger(self.api, messages)
-        runtime: trt.Runtime = self.api.Runtime(logger)
+        runtime: trt.Runtime = self.api.Runtime(self._log.heard_by(messages))
         _host_code(runtime, host_code)
-        return Runtime(self, logger, runtime)
+        return Runtime(self, runtime, messages)
 
 
 class Network:
     """A parsed network, with the builder and parser that own its memory."""
 
-    def __init__(self, owner: TensorRt, logger: Any, builder: Any, definition: Any, parser: Any) -> None:
+    def __init__(self, owner: TensorRt, builder: Any, definition: Any, alive: tuple[Any, ...]) -> None:
         self._owner = owner
         self._builder: trt.Builder = builder
         self._definition: trt.INetworkDefinition = definition
-        self._alive = (logger, parser)
+        self._alive = alive
 
     def tensors(self) -> list[Tensor]:
         """Return the inputs, then the outputs."""
@@ -164,9 +170,6 @@ class Network:
             options.builder_optimization_level = config.optimization_level
         if config.workspace is not None:
             options.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, config.workspace)
-        if config.strip_weights:
-            options.set_flag(api.BuilderFlag.STRIP_PLAN)
-            options.set_flag(api.BuilderFlag.REFIT_IDENTICAL)
         if not config.tf32:  # TensorRT's default, which rounds the inputs of float32 products to 10 bits
             options.clear_flag(api.BuilderFlag.TF32)
         _set_target(api, options, config.compute_capabilities)
@@ -206,22 +209,22 @@ class TimingCache:
 class Runtime:
     """Deserialises plans."""
 
-    def __init__(self, owner: TensorRt, logger: Any, runtime: trt.Runtime) -> None:
-        self._owner = owner
+    def __init__(self, owner: TensorRt, runtime: trt.Runtime, messages: Messages) -> None:
+        self.owner = owner
+        self.messages = messages
         self._runtime = runtime
-        self._logger = logger
 
     def engine(self, plan: bytes) -> Engine | None:
         """Deserialise a plan; None where TensorRT refuses (its messages say why)."""
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
-        return None if engine is None else Engine(self._owner, self, engine)
+        return None if engine is None else Engine(self, engine)
 
 
 class Engine:
     """A deserialised plan."""
 
-    def __init__(self, owner: TensorRt, runtime: Runtime, engine: trt.ICudaEngine) -> None:
-        self._owner = owner
+    def __init__(self, runtime: Runtime, engine: trt.ICudaEngine) -> None:
+        self._owner = runtime.owner
         self._runtime = runtime
         self._engine = engine
 
@@ -250,58 +253,104 @@ class Engine:
         report: dict[str, Any] = json.loads(text)
         return report
 
-    def context(self) -> Context:
+    def context_bytes(self) -> int:
+        """Return how much device memory an execution context works in, at most."""
+        return int(self._engine.device_memory_size_v2)
+
+    def context(self, memory: int) -> Context:
         """Create an execution context. Contexts are not thread-safe: one per thread.
 
+        Args:
+            memory: device address of :meth:`context_bytes` bytes, aligned to 256; 0 where none are needed. Contexts
+                that never run at the same time may share it. The caller keeps it as long as the context.
+
         Raises:
-            VimdeployError: there is no memory for it.
+            VimdeployError: TensorRT could not make one; its own words are in the message.
 
         """
-        context: trt.IExecutionContext | None = self._engine.create_execution_context()
+        mark = self._runtime.messages.mark()
+        strategy = self._owner.api.ExecutionContextAllocationStrategy.USER_MANAGED
+        context: trt.IExecutionContext | None = self._engine.create_execution_context(strategy)
         if context is None:
-            raise VimdeployError(
-                "TensorRT has no memory for an execution context",
-                hint="Open the session with fewer contexts or graphs, or free the GPU ('nvidia-smi' shows its users).",
-            )
-        return Context(context)
+            raise runtime_error("creating an execution context", self._runtime.messages.own_since(mark))
+        context.set_device_memory(memory, self.context_bytes())
+        # Plans keep the details of their layers for the inspector; naming each one to a profiler at every launch costs.
+        context.nvtx_verbosity = self._owner.api.ProfilingVerbosity.NONE
+        return Context(context, self._runtime.messages)
 
 
 class Context:
     """An execution context: shapes, addresses, enqueue."""
 
-    def __init__(self, context: trt.IExecutionContext) -> None:
+    def __init__(self, context: trt.IExecutionContext, messages: Messages) -> None:
         self._context = context
+        self._messages = messages
+        self._mark = 0
 
-    def use_profile(self, index: int, stream: int) -> bool:
-        """Select an optimisation profile, in stream order."""
-        return bool(self._context.set_optimization_profile_async(index, stream))
+    def complaints(self) -> list[str]:
+        """Return what TensorRT and the plugins said about the last call, where that failed."""
+        return self._messages.own_since(self._mark)
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """Set the shape of an input; False where the profile does not admit it."""
+        self._mark = self._messages.mark()
         return bool(self._context.set_input_shape(name, shape))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of an output for the inputs set."""
-        return tuple(int(d) for d in self._context.get_tensor_shape(name))
 
     def bind(self, name: str, address: int) -> bool:
         """Set the device address of an input or output."""
+        self._mark = self._messages.mark()
         return bool(self._context.set_tensor_address(name, address))
 
     def enqueue(self, stream: int) -> bool:
         """Launch on a CUDA stream, asynchronously."""
+        self._mark = self._messages.mark()
         return bool(self._context.execute_async_v3(stream))
 
 
-def _logger(api: Any, messages: Messages) -> Any:
-    class Logger(api.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            api.ILogger.__init__(self)
+class Log:
+    """The one logger of a flavour, which tells whoever listens.
 
-        def log(self, severity: Any, msg: str) -> None:
-            messages.add(severity.name.lower(), msg)
+    TensorRT keeps the first logger that it is ever given as its global one and writes through it from wherever no other
+    is at hand, so a logger must live as long as the process. Listeners may come and go.
+    """
 
-    return Logger()
+    def __init__(self, api: Any) -> None:
+        self._lock = threading.Lock()
+        self._listeners: weakref.WeakSet[Messages] = weakref.WeakSet()
+
+        class Logger(api.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                api.ILogger.__init__(self)
+
+            def log(this, severity: Any, msg: str) -> None:  # noqa: N805  # self is the hub
+                self.tell(severity.name.lower(), msg)
+
+        self._logger = Logger()
+
+    def heard_by(self, messages: Messages) -> Any:
+        """Return the logger, to be given to TensorRT; ``messages`` hears it as long as somebody holds them."""
+        with self._lock:
+            self._listeners.add(messages)
+        return self._logger
+
+    def tell(self, severity: str, text: str) -> None:
+        """Pass a line on to every listener."""
+        with self._lock:
+            listeners = list(self._listeners)
+        for messages in listeners:
+            messages.add(severity, text)
+
+
+_LOGS: dict[str, Log] = {}
+_LOGS_LOCK = threading.Lock()
+
+
+def log_of(api: Any) -> Log:
+    """Return the log of a TensorRT module, the same for the life of the process."""
+    with _LOGS_LOCK:
+        if api.__name__ not in _LOGS:
+            _LOGS[api.__name__] = Log(api)
+        return _LOGS[api.__name__]
 
 
 def _monitor(api: Any, progress: Progress) -> Any:
@@ -321,12 +370,6 @@ def _monitor(api: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _prefer_plugins(owner: TensorRt, parser: trt.OnnxParser) -> None:
-    flag = getattr(owner.api.OnnxParserFlag, "ENABLE_PLUGIN_OVERRIDE", None)
-    if owner.takes_plugins and flag is not None:
-        parser.set_flag(flag)
-
-
 def _set_target(api: Any, options: Any, compute_capabilities: tuple[str, ...]) -> None:
     if not compute_capabilities:
         return
@@ -340,6 +383,8 @@ def _set_portability(api: Any, options: trt.IBuilderConfig, config: Config) -> N
         options.set_flag(api.BuilderFlag.VERSION_COMPATIBLE)
     if config.hardware_compatible:
         options.hardware_compatibility_level = api.HardwareCompatibilityLevel.AMPERE_PLUS
+    elif config.same_compute_capability:
+        options.hardware_compatibility_level = api.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     if config.embed_plugins:
         options.plugins_to_serialize = list(config.embed_plugins)
 

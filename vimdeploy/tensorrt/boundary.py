@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,11 +20,15 @@ class Message:
 
 
 class Messages:
-    """Everything TensorRT said, collected thread-safely for the translation of errors."""
+    """What TensorRT said while this object lived, collected thread-safely for the translation of errors.
+
+    The last :data:`KEPT` errors and warnings are kept: a session may log for months.
+    """
 
     def __init__(self, forward: Callable[[Message], None] | None = None) -> None:
         self._lock = threading.Lock()
-        self._lines: list[Message] = []
+        self._lines: deque[tuple[int, int, Message]] = deque(maxlen=KEPT)
+        self._count = 0
         self._forward = forward
 
     def add(self, severity: str, text: str) -> None:
@@ -31,14 +36,33 @@ class Messages:
         message = Message("error" if severity == "internal_error" else severity, text.strip())
         if message.severity in ("error", "warning"):
             with self._lock:
-                self._lines.append(message)
+                self._count += 1
+                self._lines.append((self._count, threading.get_ident(), message))
         if self._forward:
             self._forward(message)
 
     def errors(self) -> list[str]:
-        """Return the text of every error so far."""
+        """Return the text of every error that is kept."""
         with self._lock:
-            return [line.text for line in self._lines if line.severity == "error"]
+            return [line.text for _, _, line in self._lines if line.severity == "error"]
+
+    def mark(self) -> int:
+        """Return a mark for :meth:`own_since`."""
+        return self._count
+
+    def own_since(self, mark: int) -> list[str]:
+        """Return the errors that the calling thread met after ``mark``: TensorRT logs in the thread that calls it."""
+        here = threading.get_ident()
+        with self._lock:
+            return [
+                line.text
+                for number, thread, line in self._lines
+                if number > mark and thread == here and line.severity == "error"
+            ]
+
+
+KEPT = 200
+"""How many lines :class:`Messages` keeps."""
 
 
 class Progress(Protocol):
@@ -87,7 +111,7 @@ class Config:
     version_compatible: bool = False
     hardware_compatible: bool = False
     embed_plugins: tuple[str, ...] = ()
-    strip_weights: bool = False
+    same_compute_capability: bool = False
     tf32: bool = False
     timing_cache: bytes | None = None
 

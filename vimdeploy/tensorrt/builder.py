@@ -182,7 +182,7 @@ def build(
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
         embed_plugins=(str(plugin),) if options.embed_plugin and plugin else (),
-        strip_weights=options.strip_weights,
+        same_compute_capability=options.same_compute_capability,
         tf32=options.tf32,
         timing_cache=timing_cache,
     )

@@ -29,7 +29,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     embed_plugin: bool = False
-    strip_weights: bool = False
+    same_compute_capability: bool = False
     tf32: bool = False
     """Let products of float32 tensors round their inputs to 10 bits, as TensorRT does by itself."""
 
@@ -40,6 +40,7 @@ def check_options(options: BuildOptions, owner: TensorRt) -> None:
     plain = {
         "--version-compatible": options.version_compatible,
         "--hardware-compatible": options.hardware_compatible,
+        "--same-compute-capability": options.same_compute_capability,
         "--embed-plugin": options.embed_plugin,
         "--plugin": options.plugin is not None,
     }
@@ -49,11 +50,20 @@ def check_options(options: BuildOptions, owner: TensorRt) -> None:
             f"{given[0]} does not exist for --runtime rtx",
             hint="TensorRT-RTX plans take no plugins and are made per compute capability: leave it out.",
         )
-    if rtx and options.strip_weights:
+    if options.same_compute_capability and options.hardware_compatible:
         raise UsageError(
-            "--strip-weights does not work for --runtime rtx: TensorRT-RTX compiles what puts weights back on a GPU, "
-            "and ahead of time there is none",
-            hint="Leave it out, or build with TensorRT on the GPU.",
+            "--same-compute-capability and --hardware-compatible exclude each other",
+            hint="--hardware-compatible serves every GPU from Ampere on and is slower; take one of them.",
+        )
+    if options.same_compute_capability and not owner.knows_same_compute_capability:
+        raise UsageError(
+            f"--same-compute-capability is unknown to TensorRT {owner.version}",
+            hint="Upgrade TensorRT, or leave it out and build on each GPU.",
+        )
+    if len(options.profiles) > 1:
+        raise UsageError(
+            f"--profile is given {len(options.profiles)} times, a plan of vimdeploy has one profile",
+            hint="Name every input in one --profile, separated by ';', and give the range that serves all batches.",
         )
     if rtx and not options.compute_capabilities:
         raise UsageError(

@@ -6,6 +6,7 @@ TensorRT is refused in words instead of crashing the process.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vimdeploy.contract import OPS, PLUGIN_NAMESPACE, PLUGIN_OPS, PLUGIN_VERSION
+from vimdeploy.contract import PLUGIN_NAMESPACE, PLUGIN_OPS, PLUGIN_VERSION
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.native.compile import Progress, build_plugin
 from vimdeploy.native.libraries import PACKAGE, PLUGIN_KIND, BuildInfo, Library, examine, libraries, read_info
@@ -77,7 +78,10 @@ _LOADED = _Loaded()
 
 
 def check_fits(
-    library: PluginLibrary, tensorrt_version: str, compute_capability: tuple[int, int] | None = None
+    library: PluginLibrary,
+    tensorrt_version: str,
+    compute_capability: tuple[int, int] | None = None,
+    driver: int | None = None,
 ) -> None:
     """Check a library against the TensorRT that is to load it, and the GPU if one is known.
 
@@ -85,9 +89,11 @@ def check_fits(
         library: the library.
         tensorrt_version: ``tensorrt.__version__``.
         compute_capability: of the GPU, for example ``(8, 9)``; None leaves that check out.
+        driver: newest CUDA that the driver serves, as CUDA numbers it (13000); None leaves that check out.
 
     Raises:
-        VimdeployError: it was built for another major version, or has no code for the GPU.
+        VimdeployError: it was built for another major version of TensorRT, has no code for the GPU, or was built with a
+            newer major version of CUDA than the driver serves.
     """
     major = int(tensorrt_version.split(".", maxsplit=1)[0])
     if library.info.tensorrt_major != major:
@@ -95,6 +101,13 @@ def check_fits(
             f"{library.path} was built with the headers of TensorRT {library.info.tensorrt}, "
             f"but TensorRT {tensorrt_version} is running",
             hint=f"Build it with the headers of TensorRT {major}: vimdeploy build-plugin --tensorrt-include <folder>",
+        )
+    cuda = int(library.info.cuda.split(".")[0])
+    if driver is not None and cuda > driver // 1000:
+        raise VimdeployError(
+            f"{library.path} was built with CUDA {library.info.cuda}, but the driver serves CUDA "
+            f"{driver // 1000}.{driver % 1000 // 10}",
+            hint=f"Update the driver, or build it with a CUDA {driver // 1000} toolkit: vimdeploy build-plugin",
         )
     if compute_capability is not None and not library.info.serves(compute_capability):
         asked = "".join(str(number) for number in compute_capability)
@@ -109,6 +122,7 @@ def find_library(
     *,
     tensorrt_version: str | None = None,
     compute_capability: tuple[int, int] | None = None,
+    driver: int | None = None,
     cache: Path | None = None,
 ) -> PluginLibrary:
     """Find the plugin library: the explicit path, else VIMDEPLOY_PLUGIN, else the package, else the build cache.
@@ -120,6 +134,7 @@ def find_library(
         explicit: path of the library.
         tensorrt_version: version of the TensorRT to run; None leaves the check out.
         compute_capability: as :func:`check_fits`.
+        driver: as :func:`check_fits`.
         cache: folder of the builds.
 
     Raises:
@@ -134,14 +149,14 @@ def find_library(
             raise ArtifactError(f"{named} ({origin.value}) does not exist", hint=_BUILD_HINT)
         library = _describe(named, origin)
         if tensorrt_version is not None:
-            check_fits(library, tensorrt_version, compute_capability)
+            check_fits(library, tensorrt_version, compute_capability, driver)
         return library
     found = list(_candidates(cache or cache_folder()))
     refusal: VimdeployError | None = None
     for library in sorted(found, key=lambda one: (one.origin is Origin.CACHE, not one.is_current, -_age_key(one))):
         try:
             if tensorrt_version is not None:
-                check_fits(library, tensorrt_version, compute_capability)
+                check_fits(library, tensorrt_version, compute_capability, driver)
         except VimdeployError as error:
             refusal = refusal or error
             continue
@@ -182,11 +197,15 @@ def registered_ops(registry: Any) -> tuple[str, ...]:
         for creator in registry.all_creators
         if (creator.plugin_namespace, creator.plugin_version) == (PLUGIN_NAMESPACE, PLUGIN_VERSION)
     }
-    return tuple(name for name in OPS if name in ours)
+    return tuple(name for name in PLUGIN_OPS if name in ours)
 
 
 def load_library(
-    trt: Any, explicit: Path | None = None, *, compute_capability: tuple[int, int] | None = None
+    trt: Any,
+    explicit: Path | None = None,
+    *,
+    compute_capability: tuple[int, int] | None = None,
+    driver: int | None = None,
 ) -> PluginLibrary:
     """Load the plugin library into the process's plugin registry, once.
 
@@ -194,6 +213,7 @@ def load_library(
         trt: the TensorRT Python module (``tensorrt``, ``tensorrt_lean`` or ``tensorrt_dispatch``).
         explicit: path of the library; None searches as :func:`find_library`.
         compute_capability: as :func:`check_fits`.
+        driver: as :func:`check_fits`.
 
     Returns:
         The library whose creators are registered, for the caller to name.
@@ -220,17 +240,27 @@ def load_library(
             f"the plugins {', '.join(present)} are already registered by {path or 'another library'}",
             hint="Drop LD_PRELOAD or whatever loaded it; vimdeploy loads its plugin library itself.",
         )
-    library = find_library(explicit, tensorrt_version=trt.__version__, compute_capability=compute_capability)
+    library = find_library(
+        explicit, tensorrt_version=trt.__version__, compute_capability=compute_capability, driver=driver
+    )
     handle = registry.load_library(str(library.path))
     missing = set(PLUGIN_OPS) - set(registered_ops(registry))
     if handle is None or missing:
         raise VimdeployError(
-            f"TensorRT {trt.__version__} could not load {library.path}"
-            + (f": it registers no {', '.join(sorted(missing))}" if missing else ""),
-            hint="TensorRT's log says why. A build on this machine usually mends it: vimdeploy build-plugin",
+            f"TensorRT {trt.__version__} could not load {library.path}: {_why_not(library.path, missing)}",
+            hint="A build on this machine usually mends it: vimdeploy build-plugin",
         )
     _LOADED.library, _LOADED.handle = library, handle
     return library
+
+
+def _why_not(path: Path, missing: set[str]) -> str:
+    """Return the system's reason not to load a library, else what TensorRT did not find in it."""
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return str(error)
+    return f"it registers no {', '.join(sorted(missing))}" if missing else "the registry refused it"
 
 
 def _mapped_library() -> str | None:

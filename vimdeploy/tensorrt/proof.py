@@ -107,10 +107,15 @@ class EngineSummary:
 def engine_layers(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return (kind, name, tactic) of every layer in the inspector's JSON report."""
     entries = [entry if isinstance(entry, dict) else {"Name": entry} for entry in report.get("Layers", [])]
-    return [(str(e.get("LayerType", "")), str(e["Name"]), str(e.get("TacticName", ""))) for e in entries if "Name" in e]
+    return [
+        (str(e.get("LayerType", "")), str(e["Name"]), str(e.get("TacticName") or e.get("TacticValue", "")))
+        for e in entries
+        if "Name" in e
+    ]
 
 
-_BYTES = {"FP32": 4, "FLOAT": 4, "INT32": 4, "FP16": 2, "HALF": 2, "BF16": 2, "INT64": 8, "INT8": 1, "BOOL": 1}
+_BYTES = {"FP32": 4, "FLOAT": 4, "INT32": 4, "FP16": 2, "HALF": 2, "BF16": 2, "BFLOAT16": 2, "INT64": 8, "INT8": 1,
+          "BOOL": 1, "FP8": 1, "UINT8": 1}  # fmt: skip
 
 
 def summarise_engine(report: dict[str, Any]) -> EngineSummary:
@@ -129,7 +134,9 @@ def summarise_engine(report: dict[str, Any]) -> EngineSummary:
 
 
 def _tensor_bytes(tensor: dict[str, Any]) -> int:
-    words = str(tensor.get("Format/Datatype", tensor.get("Format", ""))).upper().replace(":", " ").split()
+    # TensorRT 10 writes one text ("Row major linear FP16 format"), 11 a DataType ("Half") beside the format.
+    text = tensor.get("DataType") or tensor.get("Format/Datatype") or tensor.get("Format", "")
+    words = str(text).upper().replace(":", " ").split()
     size = next((_BYTES[word] for word in words if word in _BYTES), 4)
     for dimension in tensor.get("Dimensions", []):
         size *= max(int(dimension), 1)

@@ -20,6 +20,19 @@ class _Known:
 
 _KNOWN = (
     _Known(
+        r"vimdeploy \w+.*CUDA driver version is insufficient",
+        MissingDependencyError,
+        "the plugin library was built with a newer CUDA than this driver serves",
+        "Build it again with a CUDA toolkit of the driver's major version ('nvidia-smi' shows it): "
+        "vimdeploy build-plugin. Or update the driver.",
+    ),
+    _Known(
+        r"vimdeploy \w+.*(built with other kernels|an older library wrote it)",
+        ArtifactError,
+        "the plan needs the plugin library that it was built with",
+        "Build the engine again with 'vimdeploy build-engine', or name that library with --plugin PATH.",
+    ),
+    _Known(
         r"optimization profile|Dimension mismatch for tensor|MIN<=OPT<=MAX",
         UsageError,
         "the batch profile does not fit the model",
@@ -27,7 +40,7 @@ _KNOWN = (
         "('vimdeploy inspect' shows them).",
     ),
     _Known(
-        r"Plugin not found|could not find plugin|IPluginCreator not found|getPluginCreator",
+        r"Plugin not found|(could not|cannot) find plugin|IPluginCreator not found|getPluginCreator",
         MissingDependencyError,
         "TensorRT does not know a plugin that the model needs",
         "Build it with 'vimdeploy build-plugin' or name it with --plugin PATH; 'vimdeploy doctor' shows what is found.",
@@ -76,7 +89,7 @@ _KNOWN = (
         "Build for sm_80 or later; on Turing use TensorRT with the plugin, or run the ONNX file in ONNX Runtime.",
     ),
     _Known(
-        r"Myelin",
+        r"Myelin|removeEmptyProducersFromSubgraph",
         ArtifactError,
         "TensorRT's compiler failed on this graph",
         "Try another precision (--bf16, --fp32) or --optimization-level, or another version of TensorRT; ONNX Runtime "
