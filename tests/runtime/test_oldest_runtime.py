@@ -17,8 +17,6 @@ import numpy as np
 import onnx
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 import vmamba_cases
 from goldens import TOLERANCE, golden
 from native import locked
@@ -154,7 +152,7 @@ def test_a_file_that_is_newer_than_the_runtime_is_called_that(deployment_host, e
 
 
 def test_the_demo_runs(overlay, deployment_host, tmp_path):
-    done = run(sys.executable, "-m", "vimdeploy.cli.app", "demo", "--json", folder=tmp_path, paths=(overlay, ROOT))
+    done = run(sys.executable, "-m", "vimdeploy", "demo", "--json", folder=tmp_path, paths=(overlay, ROOT))
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["agreement"] == 1.0
@@ -164,6 +162,6 @@ def test_the_demo_runs(overlay, deployment_host, tmp_path):
     assert which.stdout.strip() == OLDEST
     onnx_file = tmp_path / result["onnx"]
     digit = tmp_path / result["predictions"][0]["image"]
-    done = run(deployment_host, "-m", "vimdeploy.cli.app", "predict", onnx_file, digit, "--json", folder=tmp_path)
+    done = run(deployment_host, "-m", "vimdeploy", "predict", onnx_file, digit, "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["classes"][0]["label"] == digit.stem[-1]
