@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-
 import vmamba_cases
 from goldens import TOLERANCE, golden
 from native import locked
