@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vimdeploy.runtime.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "substitute_mamba_ssm"]
+__all__ = ["__version__", "load", "ops_library", "substitute_mamba_ssm"]
 
 
 def load(path: str | Path, **options: Any) -> Session:
@@ -20,6 +20,18 @@ def load(path: str | Path, **options: Any) -> Session:
     from vimdeploy.runtime.session import load as open_file
 
     return open_file(path, **options)
+
+
+def ops_library() -> str:
+    """Return the path of the native ops, for ``SessionOptions.register_custom_ops_library`` of ONNX Runtime.
+
+    Raises:
+        MissingDependencyError: it is not here and cannot be built; says why.
+
+    """
+    from vimdeploy.runtime.ort import native_ops
+
+    return str(native_ops("native"))
 
 
 def substitute_mamba_ssm(**options: Any) -> AbstractContextManager[Substitution]:

@@ -214,7 +214,8 @@ def test_another_checkpoint_of_the_same_shape_is_pointed_out_and_caught(home, tm
 def test_the_report_as_json_is_clean_and_complete_whether_it_passes_or_fails(home, editor):
     passed = succeed("verify", home / "cls_tiny.onnx", "--json", "-", "--samples", 3, "--batch", 2).json()
     assert (passed["passed"], passed["departs"]) == (True, None)
-    (result,) = passed["results"]
+    result, native = passed["results"]
+    assert (result["ops"], native["ops"]) == ("body", "native")
     assert (result["batch"], result["samples"], result["passed"]) == (2, 3, True)
     assert result["max_abs"] < 1e-4
     assert passed["contract"]["atol"] == 1e-4
@@ -232,7 +233,8 @@ def test_the_report_is_written_to_a_file(home, tmp_path):
 
 def test_every_batch_size_asked_for_is_compared_on_every_image(home):
     report = succeed("verify", home / "cls_tiny.onnx", "--json", "-", "--samples", 3, "--batch", 1, "--batch", 4).json()
-    assert [(r["batch"], r["samples"]) for r in report["results"]] == [(1, 3), (4, 3)]
+    expected = [(batch, ops, 3) for batch in (1, 4) for ops in ("body", "native")]
+    assert [(r["batch"], r["ops"], r["samples"]) for r in report["results"]] == expected
 
 
 def test_tolerances_of_the_command_replace_the_contract(home):

@@ -45,6 +45,9 @@ _LARGEST_SIDE = 16384
 """A million tokens at patch 16, beyond what any machine runs; larger numbers are slips."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+OpsOption = Annotated[
+    str, typer.Option("--ops", help="What computes the custom ops: native, body, or auto (native where it is here).")
+]
 
 
 def main() -> None:
@@ -161,6 +164,7 @@ def verify(
     ] = False,
     engine: Annotated[list[Path] | None, typer.Option(help="Plan for the ladder; may be repeated.")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="The ladder's half precision is BF16, not FP16.")] = False,
+    ops: OpsOption = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON; - prints it.")] = None,
 ) -> None:
     """Prove that an ONNX file or a plan computes what the PyTorch model computes; exit code 1 if it does not."""
@@ -173,7 +177,7 @@ def verify(
     from vimdeploy.artifacts.files import write_all
     from vimdeploy.commands import pipeline
 
-    request = pipeline.VerifyRequest(checkpoint, images, samples, tuple(dict.fromkeys(batch or ())), atol, rtol)
+    request = pipeline.VerifyRequest(checkpoint, images, samples, tuple(dict.fromkeys(batch or ())), atol, rtol, ops)
     with progress("Verifying") as update:
         verified = pipeline.verify(model, request, _stages(update))
     for note in verified.notes:
@@ -197,12 +201,13 @@ def predict(
     model: Annotated[Path, typer.Argument(help="ONNX file with its manifest beside it.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    ops: OpsOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Classify image files with an exported model."""
     from vimdeploy.commands.predict import predict as classify
 
-    predictions = classify(model, images, top)
+    predictions = classify(model, images, top, ops=ops)
     if as_json:
         print_json([p.to_dict() for p in predictions])
         return
@@ -336,6 +341,7 @@ def _show_report(report: Report) -> None:
         (
             r.batch,
             r.output,
+            r.ops,
             r.metrics.samples,
             f"{r.metrics.max_abs:.2e}",
             f"{r.metrics.relative_rms:.2e}",
@@ -346,7 +352,18 @@ def _show_report(report: Report) -> None:
         )
         for r in report.results
     ]
-    columns = ("batch", "output", "images", "max abs", "relative RMS", "cosine", "top-1", "top-5", "within contract")
+    columns = (
+        "batch",
+        "output",
+        "ops",
+        "images",
+        "max abs",
+        "relative RMS",
+        "cosine",
+        "top-1",
+        "top-5",
+        "within contract",
+    )
     table(f"{report.candidate} against {report.reference}", columns, rows)
 
 

@@ -119,6 +119,8 @@ class VerifyRequest:
     batches: tuple[int, ...] = ()
     atol: float | None = None
     rtol: float | None = None
+    ops: str = "auto"
+    """``auto`` compares both forms of the custom ops where both are here; ``body`` or ``native`` only that one."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,14 @@ def verify(path: Path, request: VerifyRequest, stage: Stage) -> Verified:
     # ONNX Runtime's CPU drops roundings between half-precision nodes that a GPU makes.
     runnable = path if precision == "fp32" else emulate(onnx_model)
     report = verify_onnx(
-        runnable, loaded.model, manifest.model.task, images, batches, parity, stage("Verifying in ONNX Runtime")
+        runnable,
+        loaded.model,
+        manifest.model.task,
+        images,
+        batches,
+        parity,
+        stage("Verifying in ONNX Runtime"),
+        ops=request.ops,
     )
     try:
         check_model(onnx_model, str(path), allow_reversal=loaded.config.flips_sequence)

@@ -38,13 +38,14 @@ class Prediction:
         return asdict(self)
 
 
-def predict(model: Path, images: Sequence[Path], top: int = 5) -> list[Prediction]:
+def predict(model: Path, images: Sequence[Path], top: int = 5, *, ops: str = "auto") -> list[Prediction]:
     """Return the ``top`` classes of each image file.
 
     Args:
         model: ONNX file or plan with its manifest, exported with the task ``classify``.
         images: image files; one batch each, so that any batch profile serves.
         top: how many classes.
+        ops: what computes the custom ops of an ONNX file; see :func:`vimdeploy.runtime.ort.open_session`.
 
     Raises:
         ArtifactError: model or manifest is missing or corrupt.
@@ -61,7 +62,8 @@ def predict(model: Path, images: Sequence[Path], top: int = 5) -> list[Predictio
         )
     tensors = [load_images([path], manifest.preprocessing) for path in images]
     labels = manifest.classes.labels() or tuple(map(str, range(manifest.classes.count)))
-    with load(model) as session:
+    options = {} if model.suffix in PLAN_SUFFIXES else {"ops": ops}
+    with load(model, **options) as session:
         backend = SessionBackend(session)
         outputs = [next(iter(backend.run(tensor).values()))[0] for tensor in tensors]
     predictions = []

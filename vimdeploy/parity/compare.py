@@ -12,6 +12,7 @@ from vimdeploy.backends.base import Array, Progress, filled, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.errors import ArtifactError, UsageError
 from vimdeploy.parity.metrics import Metrics, compare, relative_rms
+from vimdeploy.runtime.ort import native_ops
 
 if TYPE_CHECKING:
     import onnx
@@ -26,6 +27,8 @@ class BatchResult:
     batch: int
     output: str
     metrics: Metrics
+    ops: str = "body"
+    """What computed the custom ops: ``body`` or ``native``."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Report:
         """Everything that broke the contract, with its batch size."""
         several = len({r.output for r in self.results}) > 1
         return [
-            f"batch {r.batch}{f', output {r.output}' if several else ''}: {text}"
+            f"batch {r.batch}{f', output {r.output}' if several else ''}"
+            f"{', native ops' if r.ops == 'native' else ''}: {text}"
             for r in self.results
             for text in r.metrics.violations
         ]
@@ -61,7 +65,9 @@ class Report:
             "reference": self.reference,
             "candidate": self.candidate,
             "contract": self.contract.model_dump(),
-            "results": [{"batch": r.batch, "output": r.output, **r.metrics.to_dict()} for r in self.results],
+            "results": [
+                {"batch": r.batch, "output": r.output, "ops": r.ops, **r.metrics.to_dict()} for r in self.results
+            ],
             "departs": self.departs,
         }
 
@@ -74,6 +80,7 @@ def verify_onnx(
     batches: Sequence[int],
     contract: ParityContract,
     progress: Progress | None = None,
+    ops: str = "auto",
 ) -> Report:
     """Compare an ONNX model in ONNX Runtime with the PyTorch model.
 
@@ -85,22 +92,24 @@ def verify_onnx(
         batches: sizes at which the ONNX model runs; every size sees all images.
         contract: the bounds to keep.
         progress: told about finished images.
+        ops: ``body`` or ``native`` computes the custom ops; ``auto`` compares both, where the native ones are here.
 
     Raises:
         ArtifactError: the ONNX model does not run, or lacks an output.
         UsageError: a batch that the ONNX model does not take.
+        MissingDependencyError: native ops are asked for and not here.
 
     """
     from vimdeploy.backends.torch import TorchBackend
 
     def part(index: int) -> Progress | None:
         """Return who is told about the runs before and run ``index``, as one."""
-        total = len(images) * (len(batches) + 1)
+        total = len(images) * (len(batches) * len(candidates) + 1)
         return progress and (lambda done, count: progress(index * count + done, total))
 
     source = onnx_model if isinstance(onnx_model, Path) else "the exported model"
-    candidate = OnnxBackend(onnx_model)
-    fixed = candidate.fixed_batch
+    candidates = {name: OnnxBackend(onnx_model, ops=name) for name in _forms(ops)}
+    fixed = next(iter(candidates.values())).fixed_batch
     if fixed and (other := next((batch for batch in batches if batch != fixed), None)):
         raise UsageError(
             f"{source}: takes batches of {fixed} only, not of {other}.",
@@ -108,30 +117,44 @@ def verify_onnx(
         )
     expected = run_batched(TorchBackend(model, task), images, max(batches), part(0))
     results = []
-    for index, batch in enumerate(batches, 1):
-        outputs = run_batched(candidate, images, batch, part(index))
-        if missing := [name for name in expected if name not in outputs]:
+    runs = [(batch, name) for batch in batches for name in candidates]
+    for index, (batch, name) in enumerate(runs, 1):
+        outputs = run_batched(candidates[name], images, batch, part(index))
+        if missing := [output for output in expected if output not in outputs]:
             raise ArtifactError(
                 f"{source}: has no output {', '.join(missing)}; it gives {', '.join(outputs)}.",
                 hint="Export the model again with `vimdeploy export`.",
             )
-        for name, reference in expected.items():
-            metrics = compare(outputs[name], reference, contract, classes=task == "classify")
-            results.append(BatchResult(batch, name, metrics))
+        for output, reference in expected.items():
+            metrics = compare(outputs[output], reference, contract, classes=task == "classify")
+            results.append(BatchResult(batch, output, metrics, name))
     departs = None
-    if not all(result.metrics.passed for result in results):
-        departs = first_departure(onnx_model, model, task, filled(images, min(batches)), contract)
+    if broken := next((result for result in results if not result.metrics.passed), None):
+        departs = first_departure(onnx_model, model, task, filled(images, min(batches)), contract, broken.ops)
     return Report("torch float32", "ONNX Runtime", contract, tuple(results), departs)
 
 
+def _forms(ops: str) -> tuple[str, ...]:
+    """Return what is to be compared for ``ops``: both forms where there is a choice and the native ops are here."""
+    library = native_ops(ops)
+    if ops == "auto":
+        return ("body", "native") if library else ("body",)
+    return (ops,)
+
+
 def first_departure(
-    onnx_model: Path | onnx.ModelProto, model: FamilyModel, task: str, images: Array, contract: ParityContract
+    onnx_model: Path | onnx.ModelProto,
+    model: FamilyModel,
+    task: str,
+    images: Array,
+    contract: ParityContract,
+    ops: str = "body",
 ) -> str:
     """Return where two models first differ by more than rounding, in words that follow "they part"."""
     from vimdeploy.backends.torch import TorchBackend
 
     reference = TorchBackend(model, task, taps=True).run(images)
-    candidate = OnnxBackend(onnx_model, taps=list(reference)).run(images)
+    candidate = OnnxBackend(onnx_model, taps=list(reference), ops=ops).run(images)
     taps = [name for name in reference if name.startswith("block.")]
     bound = max(contract.relative_rms or 0.0, 1e-4)
     # Values that are equal by construction (the residual input of both layers of a pair) are one value in the file.

@@ -70,7 +70,7 @@ def make_rungs(subject: Subject, images: Array, stage: Stage = lambda _: None) -
             check_model(converted, f"the {half} model", allow_reversal=True)
         except ArtifactError as error:
             raise VerificationError(error.message) from error
-        return OnnxBackend(emulated)
+        return OnnxBackend(emulated, ops="body")
 
     def departs(samples: Array) -> str:
         found = first_departing_node(subject.model, emulated, filled(samples, batch or 2), bound)
@@ -79,7 +79,7 @@ def make_rungs(subject: Subject, images: Array, stage: Stage = lambda _: None) -
     return [
         Rung("torch float32", "fp32", lambda: torch_rung("fp32")),
         Rung(f"torch {half}", half, lambda: torch_rung(half), note=note),
-        Rung("ONNX float32", "fp32", lambda: OnnxBackend(subject.model)),
+        Rung("ONNX float32", "fp32", lambda: OnnxBackend(subject.model, ops="body")),
         Rung(f"ONNX {half}", half, half_rung, departs, note),
         *(_engine_rung(subject, precision) for precision in ("fp32", half)),
     ]

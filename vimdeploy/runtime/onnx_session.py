@@ -28,6 +28,7 @@ class OnnxSession(Session):
         threads: of ONNX Runtime; None lets it choose.
         batch: largest batch that is run in one piece; larger ones are split, which bounds memory. None never splits.
         source: what messages call a model that is no file.
+        ops: what computes the custom ops: ``native``, ``body``, or ``auto`` for native where it is here.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -42,13 +43,14 @@ class OnnxSession(Session):
         threads: int | None = None,
         batch: int | None = 64,
         source: str = "the model in memory",
+        ops: str = "auto",
     ) -> None:
         self._source = source if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes):
             model = Path(model)
             if not model.is_file():
                 raise ArtifactError(f"{model}: there is no such file.")
-        self._session = open_session(model, self._source, threads=threads)
+        self._session = open_session(model, self._source, threads=threads, ops=ops)
         tensors = [_tensor(v, is_input=True) for v in self._session.get_inputs()]
         tensors += [_tensor(v, is_input=False) for v in self._session.get_outputs()]
         super().__init__(tensors, {t.name: _free(t.shape, batch or _UNBOUNDED) for t in tensors if t.is_input})
