@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vimdeploy.version import __version__
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
     from vimdeploy.interop import Substitution
     from vimdeploy.runtime.session import Session
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load", "ops_library", "substitute_mamba_ssm"]
 
 

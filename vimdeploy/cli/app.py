@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vimdeploy import __version__
 from vimdeploy.cli import engine as cli_engine
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
+from vimdeploy.version import __version__
 
 if TYPE_CHECKING:
     from vimdeploy.artifacts.manifest import ModelInfo

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vimdeploy import __version__
 from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
 from vimdeploy.artifacts.images import sample_images
@@ -33,6 +32,7 @@ from vimdeploy.tensorrt import proof, timing
 from vimdeploy.tensorrt.boundary import Layer, Messages, TimingCacheHandle
 from vimdeploy.tensorrt.options import BuildOptions, check_options
 from vimdeploy.tensorrt.progress import Bar, Tracker
+from vimdeploy.version import __version__
 
 if TYPE_CHECKING:
     import onnx

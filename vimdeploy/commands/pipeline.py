@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vimdeploy import __version__, contract
+from vimdeploy import contract
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
 from vimdeploy.artifacts.images import sample_images, synthetic_images
 from vimdeploy.artifacts.manifest import (
@@ -27,6 +27,7 @@ from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx, tensor_info
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, Parity, ParityContract, Precision
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.parity.compare import Report, verify_onnx
+from vimdeploy.version import __version__
 
 if TYPE_CHECKING:
     import onnx

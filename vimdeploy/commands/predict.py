@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vimdeploy import load
 from vimdeploy.artifacts.images import load_images
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, Manifest, read_manifest
 from vimdeploy.backends.session import SessionBackend
 from vimdeploy.errors import ArtifactError, UsageError
+from vimdeploy.runtime.session import load
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def predict(model: Path, images: Sequence[Path], top: int = 5, *, ops: str = "au
         )
     tensors = [load_images([path], manifest.preprocessing) for path in images]
     labels = manifest.classes.labels() or tuple(map(str, range(manifest.classes.count)))
-    options = {} if model.suffix in PLAN_SUFFIXES else {"ops": ops}
+    options: dict[str, Any] = {} if model.suffix in PLAN_SUFFIXES else {"ops": ops}
     with load(model, **options) as session:
         backend = SessionBackend(session)
         outputs = [next(iter(backend.run(tensor).values()))[0] for tensor in tensors]

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vimdeploy import __version__
 from vimdeploy.errors import MissingDependencyError
 from vimdeploy.native.locate import KERNELS, PLUGIN, PRELOAD, cache_folder, plugin_sources, source_files, source_hash
 from vimdeploy.native.toolchain import (
@@ -27,6 +26,7 @@ from vimdeploy.native.toolchain import (
     find_tensorrt_headers,
     parse_architectures,
 )
+from vimdeploy.version import __version__
 
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, what was just finished)."""
