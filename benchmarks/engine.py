@@ -72,7 +72,8 @@ def conversion(folder: Path) -> list[dict[str, Any]]:
     import onnx
 
     from vimdeploy.commands import pipeline
-    from vimdeploy.graph.precision import PRECISIONS, Policy, convert_model
+    from vimdeploy.graph.policy import PRECISIONS, Policy
+    from vimdeploy.graph.precision import convert_model
     from vimdeploy.models.load import ModelRequest
 
     path = folder / "vim_base.onnx"

@@ -38,7 +38,8 @@ from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.torch import TorchBackend
 from vimdeploy.commands import pipeline
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import BF16, FP16, Policy, Precision, convert_model
+from vimdeploy.graph.policy import BF16, FP16, Policy, Precision
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.models.load import ModelRequest, load_model
 from vimdeploy.parity.metrics import relative_rms
 from vimdeploy.parity.ranges import measure

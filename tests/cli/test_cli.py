@@ -116,9 +116,9 @@ def test_exporting_again_replaces_the_file_by_the_same_bytes(copy):
 
 def test_predict_gives_the_classes_of_the_model_best_first(home):
     result = succeed("predict", home / "cls_tiny.onnx", home / "photo.png", home / "photo.png", "--top", 3, "--json")
-    first, second = assert_clean_json(result)
+    (first,) = assert_clean_json(result)
     assert first["image"] == str(home / "photo.png")
-    assert first["classes"] == second["classes"]
+    assert "named more than once" in result.stderr
     scores = [c["probability"] for c in first["classes"]]
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == 3
@@ -545,19 +545,13 @@ def test_an_image_that_cannot_be_read_is_named(copy, name, content):
     if content is not None:
         whole = (copy / "photo.png").read_bytes()
         (copy / name).write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
-    refuse("predict", copy / "cls_tiny.onnx", copy / "photo.png", copy / name, words=[copy / name], folder=copy)
+    refuse("predict", copy / "cls_tiny.onnx", copy / name, words=[copy / name], folder=copy)
 
 
 def test_a_folder_of_images_that_is_missing_or_holds_none_is_named(copy):
     (copy / "empty").mkdir()
     for folder in (copy / "nowhere", copy / "empty"):
         refuse("verify", copy / "cls_tiny.onnx", "--images", folder, words=[folder], folder=copy)
-
-
-def test_predict_refuses_a_model_without_logits(copy):
-    manifest = json.loads((copy / "cls_tiny.onnx.json").read_text())
-    change_manifest(copy, model=manifest["model"] | {"task": "features"})
-    refuse("predict", copy / "cls_tiny.onnx", copy / "photo.png", words=["--task classify"], folder=copy)
 
 
 def test_a_report_that_cannot_be_written_is_named(copy):

@@ -20,8 +20,9 @@ from vimdeploy.commands.convert import ConvertRequest, convert, convert_in_memor
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import BF16, FP16, POLICY, Policy, Precision, Rule, convert_model, policy_table
+from vimdeploy.graph.policy import BF16, FP16, POLICY, Policy, Precision, Rule, policy_table
 from vimdeploy.graph.precision import convert as lower
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.parity.ranges import measure
 
 

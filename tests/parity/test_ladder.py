@@ -23,7 +23,8 @@ from vimdeploy.commands.ladder import verify_ladder
 from vimdeploy.commands.pipeline import VerifyRequest
 from vimdeploy.errors import MissingDependencyError, UsageError
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import ALL, FP16, POLICY, Policy, Rule, convert_model
+from vimdeploy.graph.policy import ALL, FP16, POLICY, Policy, Rule
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.models.load import ModelRequest, load_model
 from vimdeploy.parity.ladder import LadderReport, Rung, climb
 from vimdeploy.parity.rungs import Subject, make_rungs

@@ -19,7 +19,7 @@ from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.commands.convert import ConvertRequest, convert_in_memory
 from vimdeploy.errors import UsageError, VerificationError
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import FP16, Policy
+from vimdeploy.graph.policy import FP16, Policy
 from vimdeploy.parity.ranges import measure
 from vimdeploy.parity.sensitivity import HEAD, Fitted, Task, blocks, fit
 

@@ -22,7 +22,8 @@ from native import locked
 
 from vimdeploy import contract
 from vimdeploy.graph.export import export_onnx
-from vimdeploy.graph.precision import FP16, convert_model
+from vimdeploy.graph.policy import FP16
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.native.locate import cache_folder
 
 ROOT = Path(__file__).parents[2]

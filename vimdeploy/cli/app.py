@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from vimdeploy.cli import engine as cli_engine
+from vimdeploy.cli import predict as cli_predict
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 from vimdeploy.version import __version__
@@ -197,29 +198,6 @@ def verify(
 
 
 @app.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="ONNX file with its manifest beside it.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
-    ops: OpsOption = "auto",
-    as_json: JsonFlag = False,
-) -> None:
-    """Classify image files with an exported model."""
-    from vimdeploy.commands.predict import predict as classify
-
-    predictions = classify(model, images, top, ops=ops)
-    if as_json:
-        print_json([p.to_dict() for p in predictions])
-        return
-    rows = [
-        (p.image if rank == 0 else "", best.label, f"{best.probability:.2%}")
-        for p in predictions
-        for rank, best in enumerate(p.classes)
-    ]
-    table(f"{model}", ("image", "class", "probability"), rows)
-
-
-@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file, a plan, a manifest or a recipe.")],
     layers: Annotated[
@@ -313,6 +291,7 @@ def demo(
 
 
 cli_engine.register(app)
+cli_predict.register(app)
 
 
 def _stages(update: Any) -> Stage:

@@ -72,7 +72,7 @@ def convert(
         print_json({**facts, "kept_float32": kept, "metrics": made.metrics.to_dict() if made.metrics else None})
         return
     if policy:
-        from vimdeploy.graph.precision import policy_table
+        from vimdeploy.graph.policy import policy_table
 
         table("Policy", ("op", "inputs in half", "output", "why"), policy_table())
     _say_kept((f"{k.node} ({k.op})", k.reason) for k in report.kept)

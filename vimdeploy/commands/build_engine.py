@@ -21,7 +21,7 @@ from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.session import SessionBackend
 from vimdeploy.commands.convert import ConvertRequest, convert_in_memory, owing
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
-from vimdeploy.graph.precision import PRECISIONS
+from vimdeploy.graph.policy import PRECISIONS
 from vimdeploy.parity.metrics import compare
 from vimdeploy.runtime.cuda import CudaDevice
 from vimdeploy.runtime.plan_session import PlanSession

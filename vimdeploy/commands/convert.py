@@ -16,7 +16,8 @@ from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import Progress
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
-from vimdeploy.graph.precision import PRECISIONS, Policy, Precision, Report, convert_model, refuse_quantised
+from vimdeploy.graph.policy import PRECISIONS, Policy, Precision
+from vimdeploy.graph.precision import Report, convert_model, refuse_quantised
 from vimdeploy.parity.metrics import Metrics
 from vimdeploy.parity.ranges import measure
 from vimdeploy.parity.sensitivity import Stage, Task, fit

@@ -15,7 +15,8 @@ from vimdeploy.backends.session import SessionBackend
 from vimdeploy.errors import ArtifactError, MissingDependencyError, VerificationError, VimdeployError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import PRECISIONS, Policy, convert_model
+from vimdeploy.graph.policy import PRECISIONS, Policy
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.parity.departure import first_departing_node
 from vimdeploy.parity.ladder import Rung
 from vimdeploy.parity.ranges import measure

@@ -18,7 +18,8 @@ from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import Array, Progress, joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import Policy, Precision, Report, convert_model
+from vimdeploy.graph.policy import Policy, Precision
+from vimdeploy.graph.precision import Report, convert_model
 from vimdeploy.parity.metrics import Metrics, compare
 
 Stage = Callable[[str], Progress | None]
