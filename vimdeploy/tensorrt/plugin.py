@@ -15,7 +15,7 @@ from typing import Any
 
 from vimdeploy.contract import PLUGIN_NAMESPACE, PLUGIN_OPS, PLUGIN_VERSION
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
-from vimdeploy.native.compile import Progress, build_plugin
+from vimdeploy.native.compile import build_plugin
 from vimdeploy.native.libraries import (
     ARGUMENT,
     CACHE,
@@ -31,7 +31,6 @@ __all__ = [
     "BuildInfo",
     "Origin",
     "PluginLibrary",
-    "Progress",
     "build_plugin",
     "check_fits",
     "find_library",
