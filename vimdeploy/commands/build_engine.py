@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vimdeploy import contract
 from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
 from vimdeploy.artifacts.images import sample_images
@@ -78,14 +79,27 @@ class _Request:
     timing_cache: Path | None = None
     verify: bool = True
 
-    @property
-    def for_half(self) -> dict[str, bool]:
-        """Whether each option that only a conversion to half precision reads was given."""
-        return {
-            "--keep": bool(self.keep),
-            "--max-error": self.max_error is not None,
-            "--io-dtype": self.io_dtype != "fp32",
-        }
+    def refuse_idle(self, *, source: str, held: str | None, measured: bool) -> None:
+        """Raise UsageError for an option that nothing would read.
+
+        Args:
+            source: the model's file name, for messages.
+            held: the half precision that the file is in already.
+            measured: a manifest is there, which says how images look.
+
+        """
+        for_half = {"--keep": bool(self.keep), "--max-error": self.max_error is not None}
+        for_half["--io-dtype"] = self.io_dtype != "fp32"
+        converts = held is None and self.precision != "fp32"
+        if not converts and (name := _first(for_half)):
+            raise UsageError(
+                f"{name} is for converting to half precision, and "
+                f"{f'{source} is in {held} already' if held else 'the engine is built in float32'}.",
+                hint="Leave it out, or give it to 'vimdeploy convert'." if held else "Leave it out, or add --fp16.",
+            )
+        if self.images is not None and (held or not (measured and (converts or self.verify))):
+            why = f"is in {held} already" if held else "has no manifest" if not measured else "is not verified"
+            raise UsageError(f"--images would not be used: {source} {why}.", hint="Leave it out.")
 
 
 def build_engine(
@@ -135,6 +149,8 @@ def build_engine(
 def _build(model_path: Path, output: Path, request: _Request, reporter: Reporter) -> BuiltEngine:
     owner = trt.load(request.options.flavour)
     check_options(request.options, owner)
+    if request.timing_cache is not None and owner.flavour is trt.Flavour.RTX:
+        raise UsageError("--timing-cache does not exist for --runtime rtx, which times nothing.", hint="Leave it out.")
     device = _device(owner)
     check_writable(output)
     notes: list[str] = []
@@ -232,7 +248,11 @@ def _recipe_batch(manifest: Manifest | None) -> tuple[int, int, int]:
 def _load_plugin(
     owner: trt.TensorRt, options: BuildOptions, device: _Device | None, model: onnx.ModelProto, reporter: Reporter
 ) -> plugins.PluginLibrary | None:
-    if not owner.takes_plugins or not any(node.domain == "vimdeploy" for node in model.graph.node):
+    if not owner.takes_plugins:
+        return None
+    if not any(node.domain == contract.DOMAIN for node in model.graph.node):
+        if name := _first({"--plugin": options.plugin is not None, "--embed-plugin": options.embed_plugin}):
+            raise UsageError(f"{name} would not be used: the model has no custom op.", hint="Leave it out.")
         return None
     number = int(device.compute_capability[3:]) if device else 0
     capability = divmod(number, 10) if device else None
@@ -258,15 +278,7 @@ def _choose_precision(
             f"{source}: is in {held} already, so it cannot be built as {wanted}.",
             hint=f"Leave --{wanted} out, or build the float32 file that 'vimdeploy export' wrote.",
         )
-    if held is not None or wanted == "fp32":
-        why = f"{source} is in {held} already" if held else "the engine is built in float32"
-        for option in (name for name, given in request.for_half.items() if given):
-            if option == "--max-error" and held:
-                continue  # the engine itself is held to it
-            raise UsageError(
-                f"{option} is for converting to half precision, and {why}.",
-                hint="Leave it out, or give it to 'vimdeploy convert'." if held else "Leave it out, or add --fp16.",
-            )
+    replace(request, precision=wanted).refuse_idle(source=source, held=held, measured=manifest is not None)
     return wanted, held is not None
 
 
@@ -295,8 +307,12 @@ def _held_precision(model: onnx.ModelProto) -> str | None:
     return next((p.name for p in PRECISIONS.values() if p.dtype.value in types), None)
 
 
+def _first(given: dict[str, bool]) -> str | None:
+    return next((name for name, is_given in given.items() if is_given), None)
+
+
 def _cache_file(request: _Request, owner: trt.TensorRt, device: _Device | None) -> Path | None:
-    if request.timing_cache is None or not owner.takes_plugins or device is None:
+    if request.timing_cache is None or device is None:
         return None
     return timing.cache_file(request.timing_cache, owner.version, device.name, device.compute_capability)
 
