@@ -24,7 +24,13 @@ from vimdeploy.tensorrt.options import BuildOptions
 COMMANDS: dict[str, tuple[Callable[..., Any], type | None, dict[str, str | None]]] = {
     # Command: its function, the record that groups some of its arguments, and where an option is called otherwise:
     # by the name of the argument, or None for what only the screen needs.
-    "export": (vimdeploy.export, None, {}),
+    "export": (
+        vimdeploy.export,
+        None,
+        dict.fromkeys(
+            "import_path kwargs module_checkpoint key inputs dynamic rewrite stub report".split()  # of a module
+        ),
+    ),
     "verify": (vimdeploy.verify, None, {"output": None}),
     "inspect": (vimdeploy.inspect, None, {}),
     "demo": (run_demo, None, {}),
@@ -47,7 +53,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], type | None, dict[str, str | None]
         {**dict.fromkeys(("column", "key", "label_column"), "columns"), "output": None, "form": None},
     ),
 }
-OWN_SYNTAX = {"model_args", "img_size"}
+OWN_SYNTAX = {"model_args", "img_size", "checkpoint"}
 """What text says otherwise than a value does: the words differ in that."""
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from vimdeploy import contract
 from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, write_all
-from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import Manifest, TensorInfo, manifest_path
 from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.artifacts.recipe import BatchProfile
@@ -21,6 +20,7 @@ from vimdeploy.backends.base import joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.session import SessionBackend
 from vimdeploy.commands.engine_source import Request, Source, held_precision, in_precision, read_source
+from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import MissingDependencyError, UsageError, VerificationError
 from vimdeploy.parity.metrics import compare
 from vimdeploy.progress import SILENT, Reporter
@@ -121,7 +121,9 @@ def _build(model_path: Path, output: Path, request: Request, reporter: Reporter)
     library = _load_plugin(owner, request.options, device, source.model, reporter)
     source = in_precision(source, request, reporter)
     reporter.stage("Parsing and proving the network")
-    profiles = engine_build.make_profiles(source.model, request.options, _recipe_batch(source.manifest))
+    profiles = _module_profiles(source, request.options) or engine_build.make_profiles(
+        source.model, request.options, _recipe_batch(source.manifest)
+    )
     parsed = engine_build.parse(source.model, owner, str(model_path), source.precision, kept_blocks=source.kept_blocks)
     plan, notes = _timed(owner, parsed, profiles, request, device, library, model_path, reporter)
     if source.manifest is None:
@@ -133,7 +135,7 @@ def _build(model_path: Path, output: Path, request: Request, reporter: Reporter)
     sidecar = _sidecar(owner, parsed, plan, source, request.options, device, library, report)
     if runs_here and request.verify:
         reporter.stage("Comparing the engine with float32 in ONNX Runtime")
-        parity = _parity(plan.content, sidecar, read_onnx(model_path), request)
+        parity = _parity(plan.content, sidecar, model_path, request)
         if parity is None:
             notes.append("not compared: there is no manifest, or no float32 file to compare with")
         sidecar = sidecar.model_copy(update={"parity": parity})
@@ -222,6 +224,15 @@ def _device(owner: trt.TensorRt) -> _Device | None:
         ) from error
 
 
+def _module_profiles(source: Source, options: BuildOptions) -> tuple[Profile, ...]:
+    """Return the profile that a module's manifest suggests where more than its batch is free."""
+    module = source.manifest.module if source.manifest else None
+    if module is None or options.profiles or any(options.batch):
+        return ()
+    free = any(None in shape[1:] for shape in engine_build.input_shapes(source.model).values())
+    return (module.profile,) if free and module.profile else ()
+
+
 def _recipe_batch(manifest: Manifest | None) -> tuple[int, int, int]:
     batch = manifest.batch if manifest else BatchProfile()
     return batch.min, batch.opt, batch.max
@@ -290,21 +301,23 @@ def _inspect(owner: trt.TensorRt, plan: bytes, options: BuildOptions, notes: lis
     return report
 
 
-def _parity(plan: bytes, sidecar: EngineManifest, model: onnx.ModelProto, request: Request) -> dict[str, Any] | None:
+def _parity(plan: bytes, sidecar: EngineManifest, model_path: Path, request: Request) -> dict[str, Any] | None:
     """Run the engine and hold it to the recipe's contract, before it is written where anybody would find it.
 
     Raises:
         VerificationError: the engine does not compute what the float32 model computes.
 
     """
-    manifest = sidecar.source
+    manifest, model = sidecar.source, read_onnx(model_path)
     if manifest is None or held_precision(model):
         return None
     with tempfile.TemporaryDirectory(prefix="vimdeploy-") as folder:
         path = Path(folder) / "check.engine"
         write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
         batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
-        images = sample_images(manifest.preprocessing, request.images, min(batch, 8))
+        images = sample_inputs(manifest, model_path, request.images, min(batch, 8))
+        if request.images is None:
+            images = images[: min(batch, 8)]
         with PlanSession(path, graphs=0, plugin=request.options.plugin, allow_host_code=True) as session:
             candidate = joined(run_batched(SessionBackend(session), images))
         reference = joined(run_batched(OnnxBackend(model), images))

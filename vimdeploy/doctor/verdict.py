@@ -271,8 +271,9 @@ def _mend(facts: Facts, library: native.Library) -> str:
         return pip_install(facts, "vimdeploy", options="--force-reinstall --no-deps")
     if library.source != native.CACHE:
         return f"correct {library.source}, or unset it"
-    build = next((p for p in library.path.parents if p.parent.name == "plugins"), library.path)
-    return f"rm -r {shlex.quote(str(build))} && vimdeploy build-plugin"
+    build = next((p for p in library.path.parents if p.parent.name == library.kind.folder), library.path)
+    again = "" if library.kind is native.OPS_KIND else " && vimdeploy build-plugin"  # those are built when first used
+    return f"rm -r {shlex.quote(str(build))}{again}"
 
 
 def _majors_differ(first: str, second: str) -> bool:
