@@ -106,7 +106,7 @@ def verify_onnx(
     from vimdeploy.backends.torch import TorchBackend
 
     source = onnx_model if isinstance(onnx_model, Path) else "the exported model"
-    candidates = {name: OnnxBackend(onnx_model, ops=name) for name in _forms(ops)}
+    candidates = {name: OnnxBackend(onnx_model, ops=name) for name in forms(ops)}
     fixed = next(iter(candidates.values())).fixed_batch
     if fixed and (other := next((batch for batch in batches if batch != fixed), None)):
         raise UsageError(
@@ -143,7 +143,7 @@ def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
         )
 
 
-def _forms(ops: str) -> tuple[str, ...]:
+def forms(ops: str) -> tuple[str, ...]:
     """Return what is to be compared for ``ops``: both forms where there is a choice and the native ops are here."""
     library = native_ops(ops)
     if ops == "auto":

@@ -45,6 +45,11 @@ class Metrics:
         return {**values, "passed": self.passed}
 
 
+def as_rows(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return an output of any type and rank as (samples, ...) of floats, as :func:`compare` wants it."""
+    return np.asarray(array.reshape(1, -1) if array.ndim < 2 else array).astype(np.float32)
+
+
 def relative_rms(candidate: Array, reference: Array) -> float:
     """Return rms(candidate - reference) / rms(reference); infinite where the reference is zero and the other is not."""
     difference = float(np.sqrt(np.mean(np.square(candidate.astype(np.float64) - reference))))
