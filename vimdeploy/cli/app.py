@@ -16,12 +16,13 @@ from vimdeploy.cli import engine, module, predict, show
 from vimdeploy.cli.options import (
     AsJson,
     ImageSize,
+    Interpolation,
     Ops,
     Task,
-    Weights,
     parse_batch,
     parse_image_size,
     parse_model_args,
+    parse_numbers,
 )
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, reporter
 
@@ -94,8 +95,15 @@ def export(
         ),
     ] = None,
     weights: Annotated[
-        Weights, typer.Option(help="Which weights of a training checkpoint: model or ema.")
-    ] = Weights.MODEL,
+        str,
+        typer.Option(
+            metavar="NAME", help="Which weights of a training checkpoint: model, ema, or the name of an entry."
+        ),
+    ] = "model",
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="What stands before the model's keys in the checkpoint; default: found by itself."),
+    ] = None,
     img_size: Annotated[
         ImageSize | None,
         typer.Option(
@@ -107,6 +115,29 @@ def export(
     official_pos_resize: Annotated[
         bool, typer.Option("--official-pos-resize", help="Resize position embeddings as the official code does.")
     ] = False,
+    classes: Annotated[Path | None, typer.Option(help="Names of the classes, one a line.")] = None,
+    mean: Annotated[
+        tuple[float, ...] | None,
+        typer.Option(
+            parser=parse_numbers,
+            metavar="R,G,B",
+            help="Mean of the preprocessing, a number for each channel, of values from 0 to 1.",
+        ),
+    ] = None,
+    std: Annotated[
+        tuple[float, ...] | None,
+        typer.Option(
+            parser=parse_numbers,
+            metavar="R,G,B",
+            help="Standard deviation of the preprocessing, a number for each channel.",
+        ),
+    ] = None,
+    crop: Annotated[
+        float | None, typer.Option(help="Share of the image's shorter side that is cut out, 0.05 to 1.")
+    ] = None,
+    interpolation: Annotated[
+        Interpolation | None, typer.Option(help="How images are resized: nearest, bilinear, bicubic or lanczos.")
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(parser=parse_batch, metavar="N", help="A fixed batch size; default: any.")
     ] = None,
@@ -157,9 +188,15 @@ def export(
             arch=arch,
             recipe=recipe,
             model_args=model_args,
-            weights=weights.value,
+            weights=weights,
+            prefix=prefix,
             img_size=img_size,
             official_pos_resize=official_pos_resize,
+            classes=classes,
+            mean=mean,
+            std=std,
+            crop=crop,
+            interpolation=interpolation.value if interpolation else None,
             batch=batch,
             opset=opset,
             task=task.value if task else None,

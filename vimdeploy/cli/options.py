@@ -23,11 +23,13 @@ _LARGEST_SIDE = 16384
 """A million tokens at patch 16, beyond what any machine runs; larger numbers are slips."""
 
 
-class Weights(str, Enum):
-    """Which weights of a training checkpoint."""
+class Interpolation(str, Enum):
+    """How images are resized."""
 
-    MODEL = "model"
-    EMA = "ema"
+    NEAREST = "nearest"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
 
 
 class Task(str, Enum):
@@ -77,6 +79,14 @@ def parse_image_size(text: str) -> ImageSize:
     if max(map(int, parts)) > _LARGEST_SIDE:
         raise UsageError(f"--img-size {text}: a side has at most {_LARGEST_SIDE} pixels.")
     return ImageSize(int(parts[0]), int(parts[-1]))
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Read ``0.485,0.456,0.406``; UsageError otherwise."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{text}: must be numbers separated by commas.", hint="As in 0.485,0.456,0.406.") from error
 
 
 def parse_batch(text: str) -> int | None:
