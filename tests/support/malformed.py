@@ -46,7 +46,8 @@ def cut_at(*marks: bytes) -> Lie:
 
 
 def _places(content: bytes, mark: bytes) -> list[int]:
-    places, start = [], 0
+    places: list[int] = []
+    start = 0
     while (place := content.find(mark, start)) >= 0 and len(places) < 200:
         places.append(place)
         start = place + 1
@@ -173,7 +174,8 @@ def make_whole(folder: Path) -> dict[str, bytes]:
         torch.save({"model": state}, folder / name, **options)
         files[name] = (folder / name).read_bytes()
     files["model.safetensors"] = save_safetensors(state)
-    np.savez(folder / "model.npz", **{key: value.numpy() for key, value in state.items()})
+    arrays: dict[str, Any] = {key: value.numpy() for key, value in state.items()}
+    np.savez(folder / "model.npz", **arrays)
     files["model.npz"] = (folder / "model.npz").read_bytes()
     path = export(DATA / "cls_tiny.pth", folder / "vim.onnx")
     files["vim.onnx"], files["vim.onnx.json"] = path.read_bytes(), path.with_name("vim.onnx.json").read_bytes()

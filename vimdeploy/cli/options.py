@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -17,6 +15,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
+from vimdeploy.artifacts.structured import parse_json, read_json, read_toml
 from vimdeploy.errors import UsageError
 
 _LARGEST_SIDE = 16384
@@ -100,32 +99,19 @@ def parse_batch(text: str) -> int | None:
 
 def parse_model_args(text: str) -> dict[str, Any]:
     """Read ``--model-args``: JSON text, or a path to a JSON or TOML file."""
+    hint = "Write --model-args '{\"if_divide_out\": false}', or name a .json or .toml file."
     if text.lstrip().startswith("{"):
-        source, content = "--model-args", text
+        values = parse_json(text, "--model-args", hint=hint, error=UsageError)
+    elif text.endswith(".toml"):
+        values = read_toml(Path(text), hint=hint)
     else:
-        source = text
         try:
-            content = Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"--model-args {text}: neither JSON text nor a readable file ({error}).",
-                hint="Write --model-args '{\"if_divide_out\": false}', or name a .json or .toml file.",
-            ) from error
-    try:
-        values = _parse_toml(content) if source.endswith(".toml") else json.loads(content)
-    except ValueError as error:  # of both parsers
-        raise UsageError(f"{source}: cannot be parsed: {error}.") from error
+            values = read_json(Path(text), hint=hint, error=UsageError)
+        except FileNotFoundError as error:
+            raise UsageError(f"--model-args {text}: neither JSON text nor a readable file.", hint=hint) from error
     if not isinstance(values, dict):
-        raise UsageError(f"{source}: must be a table of argument names and values, not {values!r}.")
+        raise UsageError(f"{text[:80]}: must be a table of argument names and values.", hint=hint)
     return values
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
 
 
 def parse_bytes(text: str) -> int:
