@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from vimdeploy import __version__
 from vimdeploy.cli import engine as cli_engine
 from vimdeploy.cli import predict as cli_predict
+from vimdeploy.cli import serving as cli_serving
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, progress, say, table
 from vimdeploy.errors import UsageError
 
@@ -292,6 +293,7 @@ def demo(
 
 cli_engine.register(app)
 cli_predict.register(app)
+cli_serving.register(app)
 
 
 def _stages(update: Any) -> Stage:
