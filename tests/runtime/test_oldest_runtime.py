@@ -22,7 +22,8 @@ from native import locked
 
 from vimdeploy import contract
 from vimdeploy.graph.export import export_onnx
-from vimdeploy.graph.precision import FP16, convert_model
+from vimdeploy.graph.policy import FP16
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.native.locate import cache_folder
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +160,7 @@ def test_the_demo_runs(overlay, deployment_host, tmp_path):
         sys.executable, "-c", "import onnxruntime as o; print(o.__version__)", folder=tmp_path, paths=(overlay,)
     )
     assert which.stdout.strip() == OLDEST
-    onnx_file = tmp_path / result["onnx"]
+    onnx_file = tmp_path / result["path"]
     digit = tmp_path / result["predictions"][0]["image"]
     done = run(deployment_host, "-m", "vimdeploy", "predict", onnx_file, digit, "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import Array, Progress, filled, run_batched
+from vimdeploy.backends.base import Array, filled, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
-from vimdeploy.errors import ArtifactError, UsageError
+from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.parity.metrics import Metrics, compare, relative_rms
+from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.runtime.ort import native_ops
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ def verify_onnx(
     images: Array,
     batches: Sequence[int],
     contract: ParityContract,
-    progress: Progress | None = None,
+    *,
     ops: str = "auto",
+    reporter: Reporter = SILENT,
 ) -> Report:
     """Compare an ONNX model in ONNX Runtime with the PyTorch model.
 
@@ -91,8 +93,8 @@ def verify_onnx(
         images: (N, C, H, W) float32.
         batches: sizes at which the ONNX model runs; every size sees all images.
         contract: the bounds to keep.
-        progress: told about finished images.
         ops: ``body`` or ``native`` computes the custom ops; ``auto`` compares both, where the native ones are here.
+        reporter: told about finished images.
 
     Raises:
         ArtifactError: the ONNX model does not run, or lacks an output.
@@ -102,11 +104,6 @@ def verify_onnx(
     """
     from vimdeploy.backends.torch import TorchBackend
 
-    def part(index: int) -> Progress | None:
-        """Return who is told about the runs before and run ``index``, as one."""
-        total = len(images) * (len(batches) * len(candidates) + 1)
-        return progress and (lambda done, count: progress(index * count + done, total))
-
     source = onnx_model if isinstance(onnx_model, Path) else "the exported model"
     candidates = {name: OnnxBackend(onnx_model, ops=name) for name in _forms(ops)}
     fixed = next(iter(candidates.values())).fixed_batch
@@ -115,11 +112,12 @@ def verify_onnx(
             f"{source}: takes batches of {fixed} only, not of {other}.",
             hint=f"Leave --batch out, or give {fixed}; an export without --batch takes any.",
         )
-    expected = run_batched(TorchBackend(model, task), images, max(batches), part(0))
-    results = []
     runs = [(batch, name) for batch in batches for name in candidates]
-    for index, (batch, name) in enumerate(runs, 1):
-        outputs = run_batched(candidates[name], images, batch, part(index))
+    parts = [reporter.part(index, len(runs) + 1) for index in range(len(runs) + 1)]
+    expected = run_batched(TorchBackend(model, task), images, max(batches), reporter=parts[0])
+    results = []
+    for (batch, name), told in zip(runs, parts[1:], strict=True):
+        outputs = run_batched(candidates[name], images, batch, reporter=told)
         if missing := [output for output in expected if output not in outputs]:
             raise ArtifactError(
                 f"{source}: has no output {', '.join(missing)}; it gives {', '.join(outputs)}.",
@@ -132,6 +130,16 @@ def verify_onnx(
     if broken := next((result for result in results if not result.metrics.passed), None):
         departs = first_departure(onnx_model, model, task, filled(images, min(batches)), contract, broken.ops)
     return Report("torch float32", "ONNX Runtime", contract, tuple(results), departs)
+
+
+def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
+    """Raise VerificationError with what broke the contract and where the models part."""
+    if not report.passed:
+        raise VerificationError(
+            f"{subject}: {report.candidate} does not compute what {report.reference} computes: "
+            f"{'; '.join(report.violations[:3])}. They part {report.departs}.",
+            hint=hint,
+        )
 
 
 def _forms(ops: str) -> tuple[str, ...]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from vimdeploy import load
 from vimdeploy.artifacts.images import load_image
 from vimdeploy.artifacts.manifest import Manifest, parse_manifest
 from vimdeploy.errors import VimdeployError
+from vimdeploy.runtime.session import load
 
 MODEL_FILE, MANIFEST_FILE = "model.onnx", "manifest.json"
 
