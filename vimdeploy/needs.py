@@ -24,6 +24,7 @@ REQUIREMENTS = {
     "tensorrt-rtx": "tensorrt-rtx>=1.2",
     "jinja2": "jinja2>=3.1",
     "prometheus-client": "prometheus-client>=0.20",
+    "pyarrow": "pyarrow>=17",
     "starlette": "starlette>=0.40",
     "uvicorn": "uvicorn>=0.30",
 }
@@ -41,6 +42,7 @@ MODULES = {
     "tensorrt-rtx": "tensorrt_rtx",
     "jinja2": "jinja2",
     "prometheus-client": "prometheus_client",
+    "pyarrow": "pyarrow",
     "starlette": "starlette",
     "uvicorn": "uvicorn",
 }
