@@ -59,6 +59,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("onnx",),
     "inspect CHECKPOINT": _CHECKPOINT,
     "predict": ("onnxruntime",),
+    "predict -o": ("onnxruntime", "pyarrow"),
     "demo": (*_EXPORT, "onnxruntime"),
     "convert": ("onnx", "onnx-ir", "onnxruntime"),
     "build-plugin": ("nvcc", "compiler", "headers"),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
-from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
 from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.artifacts.recipe import BatchProfile
@@ -20,6 +19,7 @@ from vimdeploy.backends.base import joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.session import SessionBackend
 from vimdeploy.commands.convert import HalfOptions, to_half
+from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
 from vimdeploy.graph.policy import PRECISIONS
 from vimdeploy.parity.metrics import compare
@@ -145,7 +145,9 @@ def _build(model_path: Path, output: Path, request: _Request, reporter: Reporter
     precision, held = _choose_precision(model, manifest, request, str(model_path))
     manifest = manifest.bounded(precision=precision, max_error=request.max_error) if manifest else None
     model, kept, blocks = _in_precision(model, manifest, request, precision, held, str(model_path), reporter)
-    profiles = engine_build.make_profiles(model, request.options, _recipe_batch(manifest))
+    profiles = _module_profiles(model, manifest, request.options) or engine_build.make_profiles(
+        model, request.options, _recipe_batch(manifest)
+    )
     reporter.stage("Parsing and proving the network")
     parsed = engine_build.parse(model, owner, str(model_path), precision, kept_blocks=blocks)
     cache_file = _cache_file(request, owner, device)
@@ -192,7 +194,7 @@ def _build(model_path: Path, output: Path, request: _Request, reporter: Reporter
     )
     if runs_here and request.verify:
         reporter.stage("Comparing the engine with float32 in ONNX Runtime")
-        sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, read_onnx(model_path), request)})
+        sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, model_path, request)})
     # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
     write_all({manifest_path(output): sidecar.to_bytes(), output: plan.content})
     return BuiltEngine(output, manifest_path(output), sidecar, tuple(parsed.layers), report, plan.seconds, tuple(notes))
@@ -222,6 +224,14 @@ def _manifest(model_path: Path, notes: list[str]) -> Manifest | None:
             hint="Export the model again, or delete the manifest to build without it.",
         )
     return manifest
+
+
+def _module_profiles(model: onnx.ModelProto, manifest: Manifest | None, options: BuildOptions) -> tuple[Profile, ...]:
+    """Return the profile that a module's manifest suggests where more than its batch is free."""
+    if manifest is None or manifest.module is None or options.profiles or any(options.batch):
+        return ()
+    free = any(None in shape[1:] for shape in engine_build.input_shapes(model).values())
+    return (manifest.module.profile,) if free and manifest.module.profile else ()
 
 
 def _recipe_batch(manifest: Manifest | None) -> tuple[int, int, int]:
@@ -365,21 +375,21 @@ def _inspect(owner: trt.TensorRt, plan: bytes, options: BuildOptions, notes: lis
     return report
 
 
-def _parity(plan: bytes, sidecar: EngineManifest, model: onnx.ModelProto, request: _Request) -> dict[str, Any] | None:
+def _parity(plan: bytes, sidecar: EngineManifest, model_path: Path, request: _Request) -> dict[str, Any] | None:
     """Run the engine and hold it to the recipe's contract, before it is written where anybody would find it.
 
     Raises:
         VerificationError: the engine does not compute what the float32 model computes.
 
     """
-    manifest = sidecar.source
+    manifest, model = sidecar.source, read_onnx(model_path)
     if manifest is None or _held_precision(model):
         return None
     with tempfile.TemporaryDirectory(prefix="vimdeploy-") as folder:
         path = Path(folder) / "check.engine"
         write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
         batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
-        images = sample_images(manifest.preprocessing, request.images, min(batch, 8))
+        images = sample_inputs(manifest, model_path, request.images, min(batch, 8))[: max(1, min(batch, 8))]
         with PlanSession(path, graphs=0, plugin=request.options.plugin, allow_host_code=True) as session:
             candidate = joined(run_batched(SessionBackend(session), images))
         reference = joined(run_batched(OnnxBackend(model), images))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from vimdeploy import needs
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
-from vimdeploy.artifacts.images import sample_images
+from vimdeploy.artifacts.golden import golden_path
 from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
 from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
+from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.policy import PRECISIONS, Policy, Precision
@@ -132,7 +133,10 @@ def convert(
     half = to_half(onnx_model, manifest, options, str(path), reporter)
     content = half.model.SerializeToString(deterministic=True)
     manifest = _converted_manifest(manifest, half, content)
-    write_all({manifest_path(target): manifest.to_bytes(), target: content})
+    beside = {manifest_path(target): manifest.to_bytes()}
+    if manifest.module is not None:
+        beside[golden_path(target)] = golden_path(path).read_bytes()
+    write_all({**beside, target: content})
     return Converted(target, manifest_path(target), manifest, half)
 
 
@@ -179,7 +183,7 @@ def _measured(
 ) -> Half:
     """Convert with what sample images show: values that do not fit, and blocks that cost too much."""
     half_io = options.io_dtype != "fp32"
-    images = sample_images(manifest.preprocessing, options.images, _SAMPLES)
+    images = sample_inputs(manifest, Path(source), options.images, _SAMPLES)
     reporter.stage("Measuring activations on sample images")
     ranges = measure(model, images)
     reporter.stage(f"Converting to {precision.name}")

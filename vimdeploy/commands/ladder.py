@@ -6,10 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, read_manifest
 from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.commands.origin import find_checkpoint, request_of
+from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import UsageError
 from vimdeploy.graph.check import check_model
 from vimdeploy.parity.ladder import LadderReport, climb
@@ -57,7 +57,7 @@ def climb_ladder(
         )
     check_model(model, str(path), allow_reversal=True)
     torch_model, missing = _torch_model(path, manifest, checkpoint, reporter)
-    images = sample_images(manifest.preprocessing, folder, samples)
+    images = sample_inputs(manifest, path, folder, samples)
     reporter.stage(f"Converting to {precision}")
     subject = Subject(model, manifest, torch_model, missing, precision, engines=engines)
     rungs = make_rungs(subject, images, reporter)

@@ -72,6 +72,7 @@ def verify(
     ladder: bool = False,
     engine: Sequence[str | Path] = (),
     bf16: bool = False,
+    trust: bool = False,
     ops: str = "auto",
     reporter: Reporter = SILENT,
 ) -> Verified:
@@ -91,6 +92,7 @@ def verify(
         ladder: Every form this machine can run: torch, ONNX, engines, both precisions.
         engine: Plan for the ladder; may be repeated.
         bf16: The ladder's half precision is BF16, not FP16.
+        trust: For a module of your own: also run the code that built it, and compare.
         ops: What computes the custom ops: native, body, or auto (both of them, where the native ones are here).
         reporter: Told what the verification is at.
 
@@ -121,6 +123,10 @@ def verify(
         raise UsageError("--bf16 is for the ladder.", hint="Add --ladder, or leave it out.")
     needs.require("verify")
     contract = None if atol is None and rtol is None else ParityContract(atol=atol or 0.0, rtol=rtol or 0.0)
+    if (manifest := read_manifest(path)).module is not None:
+        return _verify_module(path, manifest, named, contract, ops, trust, reporter)
+    if trust:
+        raise UsageError("--trust is for a module of your own.", hint="Leave it out: this file's model is known.")
     return _verify_onnx(path, named, folder, samples, tuple(dict.fromkeys(batch)), contract, ops, reporter)
 
 
@@ -151,7 +157,7 @@ def _verify_onnx(
     precision = _precision(manifest)
     # ONNX Runtime's CPU drops roundings between half-precision nodes that a GPU makes.
     runnable = path if precision == "fp32" else emulate(onnx_model)
-    sampled = sample_images(manifest.preprocessing, folder, samples)
+    sampled = sample_images(manifest.image_input(), folder, samples)
     reporter.stage("Verifying in ONNX Runtime")
     report = verify_onnx(
         runnable,
@@ -169,6 +175,38 @@ def _verify_onnx(
         # It may still compute the same here and not in TensorRT, which reads the attributes and not the bodies.
         return Verified(path, report, (*notes, error.message), VerificationError(error.message, hint=error.hint))
     return Verified(path, report, tuple(notes))
+
+
+def _verify_module(
+    path: Path,
+    manifest: Manifest,
+    checkpoint: Path | None,
+    contract: ParityContract | None,
+    ops: str,
+    trust: bool,
+    reporter: Reporter,
+) -> Verified:
+    """Compare a module's file with its golden outputs, and on request with the module itself."""
+    from vimdeploy.commands.verify_module import reproduce, verify_golden
+    from vimdeploy.graph.check import check_model
+    from vimdeploy.graph.emulate import emulate
+
+    model, notes = read_onnx(path), []
+    if is_stale(manifest, path):
+        notes.append(f"{path.name} is not the file its manifest describes: it was changed after the export")
+    precision = _precision(manifest)
+    reporter.stage("Comparing with the golden outputs in ONNX Runtime")
+    runnable = path if precision == "fp32" else emulate(model)
+    report = verify_golden(runnable, path, manifest, contract or manifest.contract[precision], ops)
+    if trust:
+        reporter.stage("Building the module again")
+        notes.append(reproduce(path, manifest, checkpoint))
+    violation = None
+    try:
+        check_model(model, str(path), allow_reversal=True)
+    except ArtifactError as error:
+        violation = VerificationError(error.message, hint=error.hint)
+    return Verified(path, report, tuple(notes), violation)
 
 
 def _precision(manifest: Manifest) -> str:

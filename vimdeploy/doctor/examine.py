@@ -25,6 +25,7 @@ _PACKAGES = (
     "safetensors",
     "jinja2",
     "prometheus-client",
+    "pyarrow",
     "starlette",
     "uvicorn",
     "mamba-ssm",

@@ -85,7 +85,7 @@ class Predictor:
 
     def decode(self, name: str, content: bytes) -> Array:
         """Return an image file as the model wants it, (C, H, W) float32; ImageError where it is no image."""
-        return load_image(BytesIO(content), self.manifest.preprocessing, name=name)
+        return load_image(BytesIO(content), self.manifest.image_input(), name=name)
 
     def run(self, images: Array) -> dict[str, Array]:
         """Return the outputs of images (N, C, H, W) by name, each (N, ...) float32."""

@@ -76,7 +76,7 @@ class PreprocessModel:
         return answers
 
     def _image(self, place: int, content: bytes) -> Any:
-        return load_image(BytesIO(content), self._manifest.preprocessing, name=f"image {place} of the request")
+        return load_image(BytesIO(content), self._manifest.image_input(), name=f"image {place} of the request")
 
 
 def _folder(args: dict[str, str]) -> Path:
