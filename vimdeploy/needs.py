@@ -111,8 +111,10 @@ def explain(error: ModuleNotFoundError, command: str = "") -> MissingDependencyE
     package = next((name for name, imported in MODULES.items() if imported == module), None)
     if package is None:
         return None
-    wanted = [name for name in COMMANDS.get(command, ()) if name in MODULES and not _is_there(name)]
-    return _lacking(command, wanted if package in wanted else [package])
+    uses = [set(wanted) for name, wanted in COMMANDS.items() if name == command or name.startswith(f"{command} ")]
+    always = set.intersection(*uses) if uses else set()
+    missing = [name for name in MODULES if name in always and not _is_there(name)]
+    return _lacking(command, missing if package in missing else [package])
 
 
 def pip_install(*requirements: str, python: str = sys.executable, options: str = "") -> str:
