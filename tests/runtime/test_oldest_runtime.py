@@ -166,7 +166,7 @@ def test_the_demo_runs(overlay, deployment_host, tmp_path):
         sys.executable, "-c", "import onnxruntime as o; print(o.__version__)", folder=tmp_path, paths=(overlay,)
     )
     assert which.stdout.strip() == OLDEST
-    onnx_file = tmp_path / result["onnx"]
+    onnx_file = tmp_path / result["path"]
     digit = tmp_path / result["predictions"][0]["image"]
     done = run(deployment_host, "-m", "vimdeploy", "predict", onnx_file, digit, "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr

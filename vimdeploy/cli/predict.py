@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vimdeploy.cli.options import Ops
 from vimdeploy.cli.screen import print_json, say, table
 from vimdeploy.errors import ArtifactError, ImageError, UsageError
 
@@ -71,9 +72,8 @@ def predict(
     key: Annotated[str | None, typer.Option(help="Parquet column that names the rows; default: file#row.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Parquet column with the true class.")] = None,
     ops: Annotated[
-        str,
-        typer.Option("--ops", help="What computes the custom ops: native, body, or auto (native where it is here)."),
-    ] = "auto",
+        Ops, typer.Option(help="What computes the custom ops: native, body, or auto (native where it is here).")
+    ] = Ops.AUTO,
     allow_modified: Annotated[
         bool, typer.Option("--allow-modified", help="Take a file that its manifest does not describe.")
     ] = False,
@@ -83,7 +83,7 @@ def predict(
     from vimdeploy.commands.predict import ParquetColumns, Request, Run
 
     columns = ParquetColumns(column, key, label_column)
-    request = Request(top, batch, workers, labels, columns, ops, allow_modified, shard_rows)
+    request = Request(top, batch, workers, labels, columns, ops.value, allow_modified, shard_rows)
     if output is None and shard_rows is not None:
         raise UsageError("--shard-rows is for parquet shards.", hint="Add -o FOLDER.")
     if output is None:

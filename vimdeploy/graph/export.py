@@ -12,12 +12,13 @@ import onnx
 import torch
 from onnxscript.values import Opset
 
-from vimdeploy import __version__, contract
+from vimdeploy import contract
 from vimdeploy.errors import UsageError
 from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.schema import register_schemas
 from vimdeploy.models.family import FamilyModel, fold
 from vimdeploy.models.tapped import TappedModel
+from vimdeploy.version import __version__
 
 INPUT = "images"
 
