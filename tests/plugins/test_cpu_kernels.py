@@ -1,4 +1,4 @@
-"""The CPU kernels (plugins/cpu) against float64: every instruction set, under sanitizers, on ARM, with planted faults."""
+"""The CPU kernels (plugins/cpu) against float64: all instruction sets, sanitizers, an emulated ARM, planted faults."""
 
 import platform
 import re
@@ -81,9 +81,9 @@ FAULTS = {
     "the channels of the tail": ("cpu/scan.inl", "left < kLANES ? left : kLANES};\n                Vec delta",
                                  "kLANES};\n                Vec delta"),
     "a term of 2^x left out": ("cpu/coefficients.h", "0.0013264727F", "0.0F"),
-    "log2(1 + e) in place of log1p": ("cpu/simd.inl", "polynomial(kLOG1P, e) * e", "polynomial(kLOG1P, e) * e * 1.0001F"),
+    "log2(1 + e) in place of log1p": ("cpu/simd.inl", "polynomial(kLOG1P, e) * e", "polynomial(kLOG1P, e) * e * 1.0001F"),  # noqa: E501
     "the last tap left out": ("cpu/conv.inl", "k < lastTap", "k + 1 < lastTap"),
-    "halves cut in place of rounded": ("cpu/convert.inl", "(magnitude + 0xFFFU + ((magnitude >> 13) & 1U)", "(magnitude"),
+    "halves cut in place of rounded": ("cpu/convert.inl", "(magnitude + 0xFFFU + ((magnitude >> 13) & 1U)", "(magnitude"),  # noqa: E501
     "a shape taken as it comes": ("cpu/signature.cpp", "mBound[symbol] && mValues[symbol] != size", "false"),
 }  # fmt: skip
 
