@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import vimdeploy
-from vimdeploy.cli import engine, module, predict, show
+from vimdeploy.cli import engine, module, predict, serving, show
 from vimdeploy.cli.options import AsJson, CheckpointGroup, Ops, grouped
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, reporter
 
@@ -221,3 +221,4 @@ def demo(
 
 engine.register(app)
 predict.register(app)
+serving.register(app)
