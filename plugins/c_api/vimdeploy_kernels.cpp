@@ -77,35 +77,41 @@ int32_t readShape(vimdeploy_scan_args const* args, ScanShape& shape) noexcept
     return problem != nullptr ? fail(VIMDEPLOY_INVALID_ARGUMENT, problem) : VIMDEPLOY_OK;
 }
 
-int32_t readSmCount(vimdeploy_scan_args const* args, int32_t& smCount) noexcept
+int32_t readDevice(vimdeploy_scan_args const* args, ScanDevice& device) noexcept
 {
-    smCount = args->sm_count;
-    if (smCount > 0)
+    device.smCount = args->sm_count;
+    if (device.smCount > 0)
     {
         return VIMDEPLOY_OK;
     }
-    int device = 0;
-    cudaError_t status = cudaGetDevice(&device);
+    int number = 0;
+    cudaError_t status = cudaGetDevice(&number);
     if (status == cudaSuccess)
     {
-        status = cudaDeviceGetAttribute(&smCount, cudaDevAttrMultiProcessorCount, device);
+        status = cudaDeviceGetAttribute(&device.smCount, cudaDevAttrMultiProcessorCount, number);
     }
-    return status == cudaSuccess ? VIMDEPLOY_OK : failCuda("the number of SMs could not be read", status);
+    if (status == cudaSuccess)
+    {
+        status = cudaDeviceGetAttribute(&device.sharedPerSm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, number);
+    }
+    return status == cudaSuccess ? VIMDEPLOY_OK : failCuda("the device's properties could not be read", status);
 }
 
 int32_t makePlan(vimdeploy_scan_args const* args, ScanShape& shape, ScanPlan& plan, int32_t& smCount) noexcept
 {
+    ScanDevice device{0};
     int32_t code = readShape(args, shape);
     if (code == VIMDEPLOY_OK)
     {
-        code = readSmCount(args, smCount);
+        code = readDevice(args, device);
     }
     if (code != VIMDEPLOY_OK)
     {
         return code;
     }
-    plan = args->variant == 0 ? planScan(shape, smCount)
-                              : planScanVariant(shape, static_cast<ScanVariant>(args->variant), smCount);
+    smCount = device.smCount;
+    plan = args->variant == 0 ? planScan(shape, device)
+                              : planScanVariant(shape, static_cast<ScanVariant>(args->variant), device);
     if (plan.variant == ScanVariant::kNONE)
     {
         std::snprintf(tLastError, sizeof(tLastError), "variant %d cannot run %d states; ask vimdeploy_scan_variants",

@@ -179,14 +179,14 @@ ScanShape ScanPlugin::shapeOf(Symbols const& symbols, DataType type) const
 std::vector<int32_t> ScanPlugin::tacticsFor(Symbols const& symbols, DataType type) const
 {
     ScanShape const shape = shapeOf(symbols, type);
-    int32_t const multiprocessors = origin().builtFor();
+    ScanDevice const device{origin().builtFor(), sharedPerSm()};
     std::array<ScanVariant, kSCAN_VARIANT_COUNT> variants{};
     int32_t const count = scanVariants(shape, variants.data());
     std::vector<int32_t> tactics;
     for (int32_t i = 0; i < count; ++i)
     {
         ScanVariant const variant = variants[static_cast<size_t>(i)];
-        if (planScanVariant(shape, variant, multiprocessors).variant != ScanVariant::kNONE)
+        if (planScanVariant(shape, variant, device).variant != ScanVariant::kNONE)
         {
             tactics.push_back(static_cast<int32_t>(variant));
         }
@@ -214,15 +214,15 @@ size_t ScanPlugin::workspaceFor(Symbols const& symbols, DataType type) const
 void ScanPlugin::launch(Symbols const& symbols, DataType type, LaunchArguments const& arguments) const
 {
     ScanShape const shape = shapeOf(symbols, type);
-    int32_t const multiprocessors = origin().multiprocessors();
+    ScanDevice const device{origin().multiprocessors(), sharedPerSm()};
     ScanPlan plan;
     if (arguments.tactic != 0)
     {
-        plan = planScanVariant(shape, static_cast<ScanVariant>(arguments.tactic), multiprocessors);
+        plan = planScanVariant(shape, static_cast<ScanVariant>(arguments.tactic), device);
     }
     if (plan.variant == ScanVariant::kNONE)
     {
-        plan = planScan(shape, multiprocessors);
+        plan = planScan(shape, device);
     }
     void const* const* const inputs = arguments.inputs;
     ScanPointers pointers;

@@ -47,16 +47,32 @@ struct State
     float deltaSum; //!< only followed by the states-only pass
 };
 
-//! Walks a tile that lies in shared memory. With several threads per channel their sums are reduced until two are
-//! left, which go into the two halves of the slot; the last addition is the epilogue's.
-//! \param slot the first token's slot, \param row its B of this thread's states; both move by their (signed) step.
-template <typename T, int kSTATES, bool kSTATES_ONLY, bool kTWO_PARTS>
-__device__ __forceinline__ void scanTile(State<kSTATES>& state, float2* __restrict__ slot,
-    float const* __restrict__ row, int32_t slotStep, int32_t rowStep, int32_t offsetC, int32_t count, int32_t lanes,
-    int32_t lane)
+//! Where a thread's walk over a tile in shared memory starts, and its (signed) steps from token to token.
+struct Walk
 {
+    float2* slot;     //!< the first token's
+    float const* row; //!< its B of this thread's states
+    int32_t slotStep;
+    int32_t rowStep;
+    int32_t offsetC; //!< from B to C
+    int32_t count;
+    int32_t lanes; //!< threads that share the channel
+    int32_t lane;  //!< this one's number among them, or in its warp where it has the channel to itself
+};
+
+//! Walks a tile that lies in shared memory.
+//!
+//! Where a thread has a channel to itself, the 32 sums of a warp go into consecutive words, over the slots that its
+//! threads have just read: the epilogue then reads whole rows without a bank conflict (in the slots themselves, eight
+//! bytes apart, every read would meet eight of its kind). Several threads of one channel leave two sums, in the two halves
+//! of its slot; the last addition is the epilogue's.
+template <int kSTATES, bool kSTATES_ONLY, bool kTWO_PARTS>
+__device__ __forceinline__ void scanTile(State<kSTATES>& state, Walk const& walk)
+{
+    float2* slot = walk.slot;
+    float const* row = walk.row;
 #pragma unroll 2
-    for (int32_t i = 0; i < count; ++i)
+    for (int32_t i = 0; i < walk.count; ++i)
     {
         float2 const input = *slot;
         float b[kSTATES];
@@ -67,7 +83,7 @@ __device__ __forceinline__ void scanTile(State<kSTATES>& state, float2* __restri
         float c[kSTATES];
         if constexpr (!kSTATES_ONLY)
         {
-            loadFloats<kSTATES>(row + offsetC, c);
+            loadFloats<kSTATES>(row + walk.offsetC, c);
         }
         else
         {
@@ -78,9 +94,6 @@ __device__ __forceinline__ void scanTile(State<kSTATES>& state, float2* __restri
         {
             float const decay = exp2Approx(input.x * state.rate[n]);
             state.h[n] = fmaf(decay, state.h[n], increment * b[n]);
-#if VIMDEPLOY_MUTANT == 7
-            state.h[n] = toFloat<T>(fromFloat<T>(state.h[n]));
-#endif
             if constexpr (!kSTATES_ONLY)
             {
                 float& sum = n % 2 == 0 ? even : odd;
@@ -90,32 +103,111 @@ __device__ __forceinline__ void scanTile(State<kSTATES>& state, float2* __restri
         if constexpr (!kSTATES_ONLY)
         {
             float sum = even + odd;
-            if (!kTWO_PARTS)
+            if constexpr (!kTWO_PARTS)
             {
-                slot->x = sum;
+                __syncwarp(); // every thread has read its slot before a sum takes the place of any
+                *(reinterpret_cast<float*>(slot) - walk.lane) = sum;
             }
-            else if (lanes == 1) // the generic kernel with few states
+            else if (walk.lanes == 1) // the generic kernel with few states
             {
                 *slot = make_float2(sum, 0.0F);
             }
             else
             {
-                for (int32_t distance = lanes / 2; distance > 1; distance /= 2)
+                for (int32_t distance = walk.lanes / 2; distance > 1; distance /= 2)
                 {
                     sum += __shfl_xor_sync(0xffffffffU, sum, distance);
                 }
-                // Every thread of the channel has read the slot before any of them overwrites it.
-#if VIMDEPLOY_MUTANT != 10
-                __syncwarp();
-#endif
-                if (lane < 2)
+                __syncwarp(); // every thread of the channel has read the slot before any of them overwrites it
+                if (walk.lane < 2)
                 {
-                    (lane == 0 ? slot->x : slot->y) = sum;
+                    (walk.lane == 0 ? slot->x : slot->y) = sum;
                 }
             }
         }
-        slot += slotStep;
-        row += rowStep;
+        slot += walk.slotStep;
+        row += walk.rowStep;
+    }
+}
+
+//! kTOKENS tokens of a walk whose channel several threads share: their loads, exponentials and shuffles overlap, only the
+//! recurrence itself is serial. One warp barrier for all of them.
+template <int kSTATES, int kTOKENS>
+__device__ __forceinline__ void scanTokens(State<kSTATES>& state, Walk const& walk, float2* slot, float const* row)
+{
+    float sums[kTOKENS];
+    float decay[kTOKENS][kSTATES];
+    float drive[kTOKENS][kSTATES];
+    float c[kTOKENS][kSTATES];
+#pragma unroll
+    for (int32_t k = 0; k < kTOKENS; ++k)
+    {
+        float2 const input = slot[k * walk.slotStep];
+        float b[kSTATES];
+        loadFloats<kSTATES>(row + k * walk.rowStep, b);
+        loadFloats<kSTATES>(row + k * walk.rowStep + walk.offsetC, c[k]);
+        float const increment = input.x * input.y;
+        sums[k] = state.skip * input.y;
+#pragma unroll
+        for (int32_t n = 0; n < kSTATES; ++n)
+        {
+            decay[k][n] = exp2Approx(input.x * state.rate[n]);
+            drive[k][n] = increment * b[n];
+        }
+    }
+#pragma unroll
+    for (int32_t k = 0; k < kTOKENS; ++k)
+    {
+        float odd = 0.0F;
+#pragma unroll
+        for (int32_t n = 0; n < kSTATES; ++n)
+        {
+            state.h[n] = fmaf(decay[k][n], state.h[n], drive[k][n]);
+            float& sum = n % 2 == 0 ? sums[k] : odd;
+            sum = fmaf(state.h[n], c[k][n], sum);
+        }
+        sums[k] += odd;
+    }
+    for (int32_t distance = walk.lanes / 2; distance > 1; distance /= 2)
+    {
+#pragma unroll
+        for (int32_t k = 0; k < kTOKENS; ++k)
+        {
+            sums[k] += __shfl_xor_sync(0xffffffffU, sums[k], distance);
+        }
+    }
+    __syncwarp(); // every thread of a channel has read its slots before one of them overwrites any
+    if (walk.lane < 2)
+    {
+#pragma unroll
+        for (int32_t k = 0; k < kTOKENS; ++k)
+        {
+            reinterpret_cast<float*>(slot + k * walk.slotStep)[walk.lane] = sums[k];
+        }
+    }
+}
+
+//! scanTile() of the specialised kernels whose threads share a channel: as many tokens at a time as registers allow.
+template <int kSTATES>
+__device__ __forceinline__ void scanTileShared(State<kSTATES>& state, Walk const& walk)
+{
+    constexpr int32_t kTOKENS = kSTATES <= 4 ? 4 : 2;
+    float2* slot = walk.slot;
+    float const* row = walk.row;
+    int32_t left = walk.count;
+#pragma unroll 1
+    for (; left >= kTOKENS; left -= kTOKENS)
+    {
+        scanTokens<kSTATES, kTOKENS>(state, walk, slot, row);
+        slot += kTOKENS * walk.slotStep;
+        row += kTOKENS * walk.rowStep;
+    }
+#pragma unroll 1
+    for (; left > 0; --left)
+    {
+        scanTokens<kSTATES, 1>(state, walk, slot, row);
+        slot += walk.slotStep;
+        row += walk.rowStep;
     }
 }
 
@@ -169,9 +261,6 @@ __device__ __forceinline__ Tile tileOf(
     Tile tile;
     tile.first = begin + index * p.tileLength;
     tile.count = min(p.tileLength, end - tile.first);
-#if VIMDEPLOY_MUTANT == 2
-    tile.count = min(p.tileLength, end - tile.first - 1);
-#endif
     return tile;
 }
 
@@ -190,7 +279,8 @@ __device__ __forceinline__ void startState(Params const& p, State<kSTATES>& stat
 {
     int64_t const base = (sideIndex * p.batch + sample) * p.chunks;
     int32_t const before = direction > 0 ? chunk : p.chunks - 1 - chunk;
-#pragma unroll 1
+    // Unrolled for the loads of several chunks to be under way at once: only the multiply-adds wait for each other.
+#pragma unroll(kSTATES > 8 ? 2 : 4)
     for (int32_t i = 0; i < before; ++i)
     {
         int64_t const piece = base + (direction > 0 ? i : p.chunks - 1 - i);
@@ -307,9 +397,7 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
     for (int32_t step = 0; step < tiles; ++step)
     {
         int32_t const self = opaque(thread);
-#if VIMDEPLOY_MUTANT != 8
         asyncCopyWait();
-#endif
         __syncthreads(); // the raw tile is there, and nobody reads the last tile's rows and slots any more
         convertRows<T>(p, layout, side.rows, side.rawX, tile.count, self, flat);
         bool const tensor = kTENSOR_CORES<T> && p.tensorDelta;
@@ -328,9 +416,7 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
             computeDelta<T>(p, layout, side.slots, side.rows, side.rawU, side.weights, side.dtRows, side.biases,
                 tile.count, first, channels, self);
         }
-#if VIMDEPLOY_MUTANT != 1
         __syncthreads(); // rows and slots are complete, the raw tile is free
-#endif
         Tile next = tile;
         if (step + 1 < tiles)
         {
@@ -338,26 +424,29 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
             stageX<T>(p, side.rawX, side.x, next, self);
             stageU<T>(p, side.rawU, side.u, next, first, channels, self);
         }
-#if VIMDEPLOY_MUTANT == 3
-        bool const forward = true;
-#else
         bool const forward = side.direction > 0;
-#endif
         int32_t const start = forward ? 0 : tile.count - 1;
-#if VIMDEPLOY_MUTANT == 4
-        int32_t const rowStart = forward ? 1 : tile.count;
-#else
         int32_t const rowStart = start;
-#endif
-        scanTile<T, kSTATES, kSTATES_ONLY, kTWO_PARTS>(state, side.slots + start * channels + local,
-            side.rows + rowStart * layout.rowFloats + layout.rankPadded + firstState, forward ? channels : -channels,
-            forward ? layout.rowFloats : -layout.rowFloats, layout.statesPadded, tile.count, lanes, lane);
+        Walk walk;
+        walk.slot = side.slots + start * channels + local;
+        walk.row = side.rows + rowStart * layout.rowFloats + layout.rankPadded + firstState;
+        walk.slotStep = forward ? channels : -channels;
+        walk.rowStep = forward ? layout.rowFloats : -layout.rowFloats;
+        walk.offsetC = layout.statesPadded;
+        walk.count = tile.count;
+        walk.lanes = lanes;
+        walk.lane = kTWO_PARTS ? lane : self & 31;
+        if constexpr (kN != 0 && kTWO_PARTS && !kSTATES_ONLY)
+        {
+            scanTileShared<kSTATES>(state, walk);
+        }
+        else
+        {
+            scanTile<kSTATES, kSTATES_ONLY, kTWO_PARTS>(state, walk);
+        }
         if constexpr (!kSTATES_ONLY)
         {
-#if VIMDEPLOY_MUTANT == 12
-            if (side.direction > 0)
-#endif
-                __syncthreads(); // the sums of both sides are complete
+            __syncthreads(); // the sums of both sides are complete
             bool const twoSides = blockDim.y > 1U;
             int32_t const mirror = tiles - 1 - step;
             bool const opposite = twoSides && p.direction[0] != p.direction[1];

@@ -141,9 +141,6 @@ LaunchStatus launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointe
             * static_cast<std::size_t>(scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread,
                 threads.lanes, plan.tileLength, static_cast<int32_t>(sizeOf(shape.type)), plan.stagedWeights)
                     .bytes);
-#if VIMDEPLOY_MUTANT == 6
-        config.sharedBytes -= 4;
-#endif
         for (bool const statesOnly : {true, false})
         {
             if (statesOnly && plan.chunks == 1)

@@ -57,6 +57,23 @@ struct ScanPlan
     bool stagedWeights{true}; //!< dt_weight held in shared memory; false: too large, read through the caches
 };
 
+//! What a plan has to know of the GPU it is made for.
+struct ScanDevice
+{
+    //! Of an H100; the host tests plan for it.
+    static constexpr int32_t kDEFAULT_SHARED_PER_SM = 228 * 1024;
+
+    // Implicit: most callers know the number of SMs only.
+    ScanDevice(int32_t sms, int32_t sharedBytesPerSm = kDEFAULT_SHARED_PER_SM) noexcept
+        : smCount(sms)
+        , sharedPerSm(sharedBytesPerSm)
+    {
+    }
+
+    int32_t smCount;
+    int32_t sharedPerSm; //!< bytes of shared memory of one SM, for all its blocks together
+};
+
 struct ScanPointers
 {
     void const* u{nullptr};
@@ -78,10 +95,10 @@ char const* checkScanShape(ScanShape const& shape, char* message, std::size_t si
 int32_t scanVariants(ScanShape const& shape, ScanVariant variants[kSCAN_VARIANT_COUNT]) noexcept;
 
 //! The plan of one given variant (a TensorRT tactic). The plan's variant is kNONE where it cannot run `shape`.
-ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t smCount) noexcept;
+ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, ScanDevice const& device) noexcept;
 
 //! The plan chosen from B, E, L, N and the number of SMs; the table is at the definition (plan.cpp).
-ScanPlan planScan(ScanShape const& shape, int32_t smCount) noexcept;
+ScanPlan planScan(ScanShape const& shape, ScanDevice const& device) noexcept;
 
 //! Bytes of device workspace for `variant`. Never shrinks when batch or length grow, so the value of the largest
 //! shape of an optimisation profile serves every smaller one. 0 is possible. 256-byte alignment is expected.

@@ -30,7 +30,8 @@ constexpr int32_t kDELTA_RUN = 4;
 //!     slots    float2  (tile, channels)    in: delta, u. out: the token's sum, in one or two parts
 //!     weights  T       (rank / 4, channels, 4)
 //!     biases   float   (channels)
-//!     rawU     T       (tile, channels)    the next tile, copied while this one is scanned
+//!     rawU     T       (tile, channels + 16 bytes)   the next tile, copied while this one is scanned; without the
+//!                                          padding all rows of a tensor-core tile would lie in the same banks
 //!     rawX     T       (tile, rank + 2 * states)
 struct SharedLayout
 {
@@ -41,6 +42,7 @@ struct SharedLayout
     int32_t weights;
     int32_t biases;
     int32_t rawU;
+    int32_t rawURow; //!< elements from one row of rawU to the next
     int32_t rawX;
     int32_t bytes;
 };
@@ -63,7 +65,8 @@ VIMDEPLOY_HOST_DEVICE inline SharedLayout sharedLayout(int32_t rank, int32_t sta
     layout.weights = layout.slots + tileLength * channels * 8;
     layout.biases = layout.weights + (stagedWeights ? layout.rankPadded * channels * elementBytes : 0);
     layout.rawU = layout.biases + channels * 4;
-    layout.rawX = layout.rawU + roundUp(tileLength * channels * elementBytes, 16);
+    layout.rawURow = channels + 16 / elementBytes;
+    layout.rawX = layout.rawU + tileLength * layout.rawURow * elementBytes;
     layout.bytes = layout.rawX + roundUp(tileLength * (rank + 2 * states) * elementBytes, 16);
     return layout;
 }

@@ -33,8 +33,15 @@ namespace vimdeploy
 namespace
 {
 
-//! Shared memory a block aims at: seven blocks of the 16-state kernel per SM of sm_90, three on 100 KiB devices.
-constexpr int64_t kSHARED_TARGET = 32 * 1024;
+//! Tokens of a tile. The tensor cores multiply 16 at a time: a shorter tile leaves rows of every product unused, a longer
+//! one holds memory that further blocks could have.
+constexpr int32_t kTILE = 16;
+//! Blocks per SM that hide each other's latencies: four warps per scheduler, what registers allow, too.
+constexpr int64_t kENOUGH_BLOCKS = 4;
+//! Shared memory a block aims at where not even kENOUGH_BLOCKS fit: three blocks of Vim-Ti's on a 100 KiB SM.
+constexpr int64_t kSHARED_TARGET = 33 * 1024;
+//! What the driver keeps of an SM's shared memory for every block.
+constexpr int64_t kRESERVED_SHARED = 1024;
 constexpr int64_t kSHORT_LENGTH = 256;
 constexpr int64_t kMIN_CHUNK = 32;
 constexpr int64_t kMAX_CHUNKS = 64;
@@ -250,7 +257,7 @@ int32_t scanVariants(ScanShape const& shape, ScanVariant variants[kSCAN_VARIANT_
     return count;
 }
 
-ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t smCount) noexcept
+ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, ScanDevice const& device) noexcept
 {
     ScanPlan plan;
     if (statesPerThread(variant, shape.states) == 0)
@@ -267,18 +274,24 @@ ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t sm
             static_cast<int32_t>(sizeOf(shape.type)), staged)
               .bytes;
     };
-    auto const longestBelow = [&](int64_t limit, bool staged)
+    constexpr auto kLIMIT = static_cast<int64_t>(kMAX_SHARED_BYTES);
+    int64_t const roomy = std::min(kLIMIT, device.sharedPerSm / kENOUGH_BLOCKS - kRESERVED_SHARED);
+    auto const longest = [&](bool staged)
     {
-        int32_t tile = 32;
-        while (tile > kRUN && (bytesOf(tile, staged) > limit || tile / 2 >= shape.length))
+        int32_t tile = 2 * kTILE;
+        auto const isTooLarge = [&]
+        {
+            int64_t const bytes = bytesOf(tile, staged);
+            return bytes > (tile > kTILE ? kSHARED_TARGET : std::max(roomy, kSHARED_TARGET));
+        };
+        while (tile > kRUN && (isTooLarge() || tile / 2 >= shape.length))
         {
             tile /= 2;
         }
         return tile;
     };
-    constexpr auto kLIMIT = static_cast<int64_t>(kMAX_SHARED_BYTES);
     plan.stagedWeights = bytesOf(kRUN, true) <= kLIMIT;
-    plan.tileLength = longestBelow(kSHARED_TARGET, plan.stagedWeights);
+    plan.tileLength = longest(plan.stagedWeights);
     plan.sharedBytes = bytesOf(plan.tileLength, plan.stagedWeights);
     if (plan.sharedBytes > kLIMIT)
     {
@@ -289,7 +302,7 @@ ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t sm
     if (variant == ScanVariant::kCHUNKED && shape.batch > 0)
     {
         int64_t const channelBlocks = divideUp(shape.channels, scan::kSIDE_THREADS / threads.lanes);
-        int64_t const wanted = divideUp(chunkTarget(channelBlocks, smCount), shape.batch);
+        int64_t const wanted = divideUp(chunkTarget(channelBlocks, device.smCount), shape.batch);
         int64_t const chunks = std::clamp<int64_t>(std::min(wanted, shape.length / kMIN_CHUNK), 1, kMAX_CHUNKS);
         plan.chunkLength = divideUp(divideUp(shape.length, chunks), plan.tileLength) * plan.tileLength;
         plan.chunks = static_cast<int32_t>(divideUp(shape.length, plan.chunkLength));
@@ -297,12 +310,12 @@ ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t sm
     return plan;
 }
 
-ScanPlan planScan(ScanShape const& shape, int32_t smCount) noexcept
+ScanPlan planScan(ScanShape const& shape, ScanDevice const& device) noexcept
 {
     ScanVariant variants[kSCAN_VARIANT_COUNT];
     int32_t const count = scanVariants(shape, variants);
     int64_t const sides = scan::makePasses(shape).widest();
-    int64_t const enough = int64_t{6} * smCount;
+    int64_t const enough = int64_t{6} * device.smCount;
     ScanVariant choice = shape.length < kSHORT_LENGTH ? variants[count - 2] : ScanVariant::kCHUNKED;
     for (int32_t i = count - 2; i >= 0; --i)
     {
@@ -312,7 +325,7 @@ ScanPlan planScan(ScanShape const& shape, int32_t smCount) noexcept
             choice = variants[i]; // the widest that fills the device: variants are listed widest first
         }
     }
-    return planScanVariant(shape, choice, smCount);
+    return planScanVariant(shape, choice, device);
 }
 
 std::size_t scanWorkspaceSize(ScanShape const& shape, ScanVariant variant, int32_t smCount) noexcept

@@ -126,6 +126,7 @@ template <typename T>
 __device__ __forceinline__ void stageU(
     Params const& p, T* target, T const* source, Tile tile, int32_t first, int32_t channels, int32_t thread)
 {
+    int32_t const targetRow = channels + 16 / static_cast<int32_t>(sizeof(T)); // SharedLayout::rawURow
     if (p.vectorized)
     {
         constexpr int32_t kWIDTH = 16 / sizeof(T);
@@ -143,7 +144,7 @@ __device__ __forceinline__ void stageU(
 #pragma unroll 1
             for (; row < tile.count; row += rowStep)
             {
-                asyncCopy<16>(target + row * channels + column, from);
+                asyncCopy<16>(target + row * targetRow + column, from);
                 from += static_cast<int64_t>(rowStep) * p.channels;
             }
             return;
@@ -152,7 +153,7 @@ __device__ __forceinline__ void stageU(
         for (int32_t row = thread / perRow; row < tile.count; row += rowStep)
         {
             asyncCopy<16>(
-                target + row * channels + column, source + tokenOf(p, tile.first + row) * p.channels + first + column);
+                target + row * targetRow + column, source + tokenOf(p, tile.first + row) * p.channels + first + column);
         }
         return;
     }
@@ -164,7 +165,7 @@ __device__ __forceinline__ void stageU(
 #pragma unroll 1
     for (int32_t row = thread / channels; row < tile.count; row += kSIDE_THREADS / channels)
     {
-        target[row * channels + column] = source[tokenOf(p, tile.first + row) * p.channels + first + column];
+        target[row * targetRow + column] = source[tokenOf(p, tile.first + row) * p.channels + first + column];
     }
 }
 
@@ -209,14 +210,23 @@ template <typename T>
 __device__ __forceinline__ void stageWeights(Params const& p, SharedLayout const& layout, T* target, T const* source,
     int32_t first, int32_t channels, int32_t thread)
 {
-#pragma unroll 1
-    for (int32_t i = thread; i < layout.rankPadded * channels; i += kSIDE_THREADS)
+    int32_t const channel = thread & (channels - 1);
+    bool const exists = first + channel < p.channels;
+    T const* own = source + static_cast<int64_t>(first + channel) * p.rank;
+    int32_t const step = kSIDE_THREADS / channels;
+#pragma unroll 2
+    for (int32_t quad = thread / channels; quad < layout.rankPadded / 4; quad += step)
     {
-        int32_t const channel = i / layout.rankPadded;
-        int32_t const r = i - channel * layout.rankPadded;
-        bool const exists = r < p.rank && first + channel < p.channels;
-        target[(r / 4 * channels + channel) * 4 + r % 4]
-            = exists ? source[static_cast<int64_t>(first + channel) * p.rank + r] : fromFloat<T>(0.0F);
+        T four[4];
+#pragma unroll
+        for (int32_t k = 0; k < 4; ++k)
+        {
+            four[k] = exists && quad * 4 + k < p.rank ? own[quad * 4 + k] : fromFloat<T>(0.0F);
+        }
+        using Word = std::conditional_t<sizeof(T) == 2, uint2, uint4>;
+        Word word;
+        memcpy(&word, four, sizeof(word));
+        *reinterpret_cast<Word*>(target + (quad * channels + channel) * 4) = word;
     }
 }
 
