@@ -28,7 +28,7 @@ def parity(model: Path, images: Path | None, monkeypatch: pytest.MonkeyPatch) ->
     sidecar: Any = SimpleNamespace(
         source=read_manifest(model), profiles=(profile,), precision="fp32", to_bytes=lambda: b"{}"
     )
-    request = build_engine.BuildRequest(images=images)
+    request = build_engine._Request(images=images)
     return build_engine._parity(b"plan", sidecar, read_onnx(model), request)
 
 

@@ -29,7 +29,7 @@ def test_commands_run_and_say_what_they_saw(command, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert f"recipe {arguments[arguments.index('--arch') + 1]}" in done.stderr
+    assert f"recipe {arguments[arguments.index('--arch') + 1]}" in done.stdout
     manifest = json.loads((tmp_path / f"{arguments[-1]}.json").read_text())
     assert manifest["parity"]["passed"]
     names = [output["name"] for output in manifest["outputs"]]

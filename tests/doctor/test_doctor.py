@@ -20,9 +20,9 @@ from vimdeploy.doctor import Machine, Report, examine, render
 from vimdeploy.doctor.libraries import decode_version
 from vimdeploy.doctor.machine import ask
 from vimdeploy.doctor.report import SCHEMA, Command, Finding
-from vimdeploy.doctor.verdict import COMMANDS, REQUIREMENTS
 from vimdeploy.native.elf import elf_problem
 from vimdeploy.native.toolchain import HEADER, header_version
+from vimdeploy.needs import COMMANDS, REQUIREMENTS
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -7,11 +7,12 @@ import torch
 from goldens import DATA, NAMES, golden, write_checkpoint
 
 from vimdeploy.artifacts.recipe import find_recipe, read_recipe, recipe_folder, recipes
+from vimdeploy.cli.options import parse_model_args
 from vimdeploy.errors import CheckpointError, ModelError, UsageError
 from vimdeploy.models import registry as families
 from vimdeploy.models.checkpoint.reading import Checkpoint
 from vimdeploy.models.evidence import MODEL_ARGS, OFFICIAL, RELEASED, SHAPES, summarise_keys
-from vimdeploy.models.load import ModelRequest, load_model, parse_model_args
+from vimdeploy.models.load import ModelRequest, load_model
 from vimdeploy.models.vim.config import VimConfig, read_official_arguments
 from vimdeploy.models.vim.model import VisionMamba
 

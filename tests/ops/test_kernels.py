@@ -126,7 +126,9 @@ def test_a_refusal_of_the_library_is_an_error_with_its_words(emulated, monkeypat
         selective_scan(*scan_inputs(), [1, -1], [0, 0], 1, 0.5)
 
 
-def test_without_a_library_a_cpu_computes_in_torch():
+def test_without_a_library_a_cpu_computes_in_torch(monkeypatch):
+    monkeypatch.setattr(kernels, "_CHOSEN", {})
+    monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
     assert kernels.kernels_for(torch.zeros(1)) is None
 
 

@@ -16,16 +16,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 import vmamba_cases
 from goldens import TOLERANCE, golden
 from native import locked
 
 from vimdeploy import contract
 from vimdeploy.graph.export import export_onnx
-from vimdeploy.graph.precision import FP16, convert_model
+from vimdeploy.graph.policy import FP16
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.native.locate import cache_folder
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +152,7 @@ def test_a_file_that_is_newer_than_the_runtime_is_called_that(deployment_host, e
 
 
 def test_the_demo_runs(overlay, deployment_host, tmp_path):
-    done = run(sys.executable, "-m", "vimdeploy.cli.app", "demo", "--json", folder=tmp_path, paths=(overlay, ROOT))
+    done = run(sys.executable, "-m", "vimdeploy", "demo", "--json", folder=tmp_path, paths=(overlay, ROOT))
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["agreement"] == 1.0
@@ -162,8 +160,8 @@ def test_the_demo_runs(overlay, deployment_host, tmp_path):
         sys.executable, "-c", "import onnxruntime as o; print(o.__version__)", folder=tmp_path, paths=(overlay,)
     )
     assert which.stdout.strip() == OLDEST
-    onnx_file = tmp_path / result["onnx"]
+    onnx_file = tmp_path / result["path"]
     digit = tmp_path / result["predictions"][0]["image"]
-    done = run(deployment_host, "-m", "vimdeploy.cli.app", "predict", onnx_file, digit, "--json", folder=tmp_path)
+    done = run(deployment_host, "-m", "vimdeploy", "predict", onnx_file, digit, "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["classes"][0]["label"] == digit.stem[-1]

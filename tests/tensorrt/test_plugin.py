@@ -30,6 +30,7 @@ from vimdeploy.native.locate import (
     source_hash,
 )
 from vimdeploy.native.toolchain import find_nvcc, find_tensorrt_headers, parse_architectures
+from vimdeploy.progress import Reporter
 from vimdeploy.tensorrt import plugin
 from vimdeploy.tensorrt.plugin import Origin, check_fits, find_library, load_library, read_info
 
@@ -192,12 +193,17 @@ class TestBuild:
         return headers(tmp_path / "tensorrt")
 
     def test_builds_once_and_says_how_far_it_is(self, nvcc: Path, include: Path, tmp_path: Path) -> None:
-        steps: list[tuple[int, int, str]] = []
-        path = build_plugin(["sm_89"], include, progress=lambda *step: steps.append(step))
+        steps: list[tuple[int, int]] = []
+
+        class Told(Reporter):
+            def progress(self, done: int, total: int) -> None:
+                steps.append((done, total))
+
+        path = build_plugin(["sm_89"], include, reporter=Told())
         assert path.parent.parent == cache_folder() == tmp_path / "cache" / "vimdeploy" / "plugins"
         assert path.parent.name == f"{source_hash(plugin_sources())}-trt10-cuda13.0-sm89"
         assert {file.name for file in path.parent.iterdir()} == {PLUGIN, PRELOAD, KERNELS}
-        assert [done for done, _, _ in steps] == list(range(1, steps[-1][1] + 1))
+        assert [done for done, _ in steps] == list(range(1, steps[-1][1] + 1))
         assert steps[-1][0] == steps[-1][1]
         log = (tmp_path / "nvcc.log").read_text()
         assert "-gencode arch=compute_89,code=sm_89 -gencode arch=compute_89,code=compute_89" in log

@@ -101,6 +101,13 @@ class Manifest(_Section):
     conversion: dict[str, Any] | None = None
     """What `vimdeploy convert` changed; None for a file as exported."""
 
+    def bounded(self, *, precision: str, max_error: float | None) -> Manifest:
+        """Return it with ``max_error`` as the bound on a precision's relative RMS error; None keeps the recipe's."""
+        if max_error is None:
+            return self
+        contract = self.contract[precision].model_copy(update={"relative_rms": max_error})
+        return self.model_copy(update={"contract": self.contract.model_copy(update={precision: contract})})
+
     def to_bytes(self) -> bytes:
         """Return the JSON text of the sidecar."""
         return (self.model_dump_json(indent=2) + "\n").encode()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vimdeploy.errors import UsageError
+from vimdeploy.progress import SILENT, Reporter
 
 Array = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
-"""Called with (done, in all)."""
 
 _BATCH = 8
 """Images at a time, where neither the backend nor the caller says."""
@@ -37,7 +36,7 @@ class Backend(Protocol):
 
 
 def run_batched(
-    backend: Backend, images: Array, batch: int | None = None, progress: Progress | None = None
+    backend: Backend, images: Array, batch: int | None = None, *, reporter: Reporter = SILENT
 ) -> dict[str, Array]:
     """Run any number of images in batches of one size, the last one filled up with its last image.
 
@@ -45,7 +44,7 @@ def run_batched(
         backend: what computes.
         images: (N, C, H, W) float32.
         batch: images at a time; None takes the only one that the backend takes, else a moderate one.
-        progress: told about finished images.
+        reporter: told about finished images.
 
     Returns:
         The outputs by name, each (N, ...).
@@ -54,12 +53,12 @@ def run_batched(
         UsageError: ``batch`` is not the only one that the backend takes.
 
     """
-    parts = list(each_batch(backend, images, batch, progress))
+    parts = list(each_batch(backend, images, batch, reporter=reporter))
     return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]}
 
 
 def each_batch(
-    backend: Backend, images: Array, batch: int | None = None, progress: Progress | None = None
+    backend: Backend, images: Array, batch: int | None = None, *, reporter: Reporter = SILENT
 ) -> Iterator[dict[str, Array]]:
     """Yield the outputs of every full batch; see :func:`run_batched`. For values that need not have N first."""
     fixed = backend.fixed_batch
@@ -71,8 +70,7 @@ def each_batch(
     size = fixed or batch or _even(len(images))
     for start in range(0, len(images), size):
         yield backend.run(filled(images[start : start + size], size))
-        if progress:
-            progress(min(start + size, len(images)), len(images))
+        reporter.progress(min(start + size, len(images)), len(images))
 
 
 def filled(images: Array, batch: int) -> Array:

@@ -1,29 +1,29 @@
-"""ONNX file -> plan and manifest as one function: convert, prove, build, inspect, verify, write."""
+"""ONNX file -> plan and manifest: convert, prove, build, inspect, verify, write."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vimdeploy import __version__
 from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
 from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
 from vimdeploy.artifacts.onnx_file import read_onnx
-from vimdeploy.artifacts.recipe import BatchProfile, ParityContract
+from vimdeploy.artifacts.recipe import BatchProfile
 from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.backends.base import joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.session import SessionBackend
-from vimdeploy.commands.convert import ConvertRequest, convert_in_memory, owing
+from vimdeploy.commands.convert import HalfOptions, to_half
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
-from vimdeploy.graph.precision import PRECISIONS
+from vimdeploy.graph.policy import PRECISIONS
 from vimdeploy.parity.metrics import compare
+from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.runtime.cuda import CudaDevice
 from vimdeploy.runtime.plan_session import PlanSession
 from vimdeploy.tensorrt import api as trt
@@ -32,30 +32,11 @@ from vimdeploy.tensorrt import plugin as plugins
 from vimdeploy.tensorrt import proof, timing
 from vimdeploy.tensorrt.boundary import Layer, Messages, TimingCacheHandle
 from vimdeploy.tensorrt.options import BuildOptions, check_options
-from vimdeploy.tensorrt.progress import Bar, Tracker
+from vimdeploy.tensorrt.progress import Tracker
+from vimdeploy.version import __version__
 
 if TYPE_CHECKING:
     import onnx
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """How to build; the defaults are the recommended way."""
-
-    options: BuildOptions = field(default_factory=BuildOptions)
-    precision: str | None = None
-    """``fp32``, ``fp16`` or ``bf16``; None takes what the file holds, else the recipe's."""
-    keep: tuple[str, ...] = ()
-    half_io: bool = False
-    max_error: float | None = None
-    """Relative RMS error that half precision may cost; None takes the recipe's contract."""
-    images: Path | None = None
-    """Folder of images to measure and verify on; None takes synthetic ones."""
-    timing_cache: Path | None = None
-    """Folder of the timing cache; None keeps none."""
-    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,12 +44,18 @@ class BuiltEngine:
     """A plan on disk."""
 
     path: Path
+    manifest_path: Path
     manifest: EngineManifest
     layers: tuple[Layer, ...]
     inspector: dict[str, Any] | None
     """The engine inspector's own report; None where no GPU was there to read it."""
     seconds: float
     notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        paths = {"path": str(self.path), "manifest_path": str(self.manifest_path), "notes": list(self.notes)}
+        return {**paths, **self.manifest.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -78,10 +65,58 @@ class _Device:
     driver: int
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What :func:`build_engine` was asked for beside the model."""
+
+    options: BuildOptions = field(default_factory=BuildOptions)
+    precision: str | None = None
+    io_dtype: str = "fp32"
+    keep: tuple[str, ...] = ()
+    max_error: float | None = None
+    images: Path | None = None
+    timing_cache: Path | None = None
+    verify: bool = True
+
+    @property
+    def for_half(self) -> dict[str, bool]:
+        """Whether each option that only a conversion to half precision reads was given."""
+        return {
+            "--keep": bool(self.keep),
+            "--max-error": self.max_error is not None,
+            "--io-dtype": self.io_dtype != "fp32",
+        }
+
+
 def build_engine(
-    model_path: Path, output: Path, request: BuildRequest, say: Say, bar: Bar | None = None
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    precision: str | None = None,
+    io_dtype: str = "fp32",
+    keep: Sequence[str] = (),
+    max_error: float | None = None,
+    images: str | Path | None = None,
+    timing_cache: str | Path | None = None,
+    verify: bool = True,
+    options: BuildOptions | None = None,
+    reporter: Reporter = SILENT,
 ) -> BuiltEngine:
-    """Build a plan from an exported ONNX file; plan and manifest appear together or not at all.
+    """Build a TensorRT engine from an ONNX file; plan and manifest appear together or not at all.
+
+    Args:
+        model: ONNX file that `vimdeploy export` or `convert` wrote.
+        output: Plan to write; default: MODEL.engine.
+        precision: fp32, fp16 or bf16 where the policy says so; default: what the file holds, else the recipe's.
+        io_dtype: Type of inputs and outputs: fp32 or the model's own half (fp16, bf16).
+        keep: Keep nodes of this name in float32; a pattern as *scan*; may be repeated.
+        max_error: Relative RMS error that half precision may cost; blocks that cost more stay float32. Default: the
+            recipe's contract.
+        images: Folder of images to measure on, as the model will see; default: synthetic images.
+        timing_cache: Folder that keeps kernel timings between builds.
+        verify: Hold it to the recipe's contract.
+        options: What TensorRT is told; None takes the defaults.
+        reporter: Told what the build is at.
 
     Raises:
         MissingDependencyError: TensorRT, a GPU or the plugin library is missing; said before any work.
@@ -91,6 +126,13 @@ def build_engine(
         KeyboardInterrupt: after TensorRT has stopped.
 
     """
+    folder, cache = (None if path is None else Path(path) for path in (images, timing_cache))
+    asked = _Request(options or BuildOptions(), precision, io_dtype, tuple(keep), max_error, folder, cache, verify)
+    path = Path(model)
+    return _build(path, path.with_suffix(".engine") if output is None else Path(output), asked, reporter)
+
+
+def _build(model_path: Path, output: Path, request: _Request, reporter: Reporter) -> BuiltEngine:
     owner = trt.load(request.options.flavour)
     check_options(request.options, owner)
     device = _device(owner)
@@ -99,15 +141,16 @@ def build_engine(
     model = read_onnx(model_path)
     manifest = _manifest(model_path, notes)
     engine_build.refuse_foreign(model, str(model_path))
-    library = _load_plugin(owner, request.options, device, model, say)
-    model, precision, kept, blocks = _in_precision(model, manifest, request, str(model_path), say, bar)
-    manifest = owing(manifest, precision, request.max_error) if manifest else None
+    library = _load_plugin(owner, request.options, device, model, reporter)
+    precision, held = _choose_precision(model, manifest, request, str(model_path))
+    manifest = manifest.bounded(precision=precision, max_error=request.max_error) if manifest else None
+    model, kept, blocks = _in_precision(model, manifest, request, precision, held, str(model_path), reporter)
     profiles = engine_build.make_profiles(model, request.options, _recipe_batch(manifest))
-    say("Parsing and proving the network")
+    reporter.stage("Parsing and proving the network")
     parsed = engine_build.parse(model, owner, str(model_path), precision, kept_blocks=blocks)
     cache_file = _cache_file(request, owner, device)
     timings = timing.read(cache_file) if cache_file else None
-    say(f"Building for {', '.join(_targets(request.options, device))}")
+    reporter.stage(f"Building for {', '.join(_targets(request.options, device))}")
     plan = engine_build.build(
         parsed,
         request.options,
@@ -115,7 +158,7 @@ def build_engine(
         str(model_path),
         plugin=library.path if library else None,
         timing_cache=timings,
-        tracker=Tracker(bar),
+        tracker=Tracker(reporter),
     )
     if cache_file and timings is not None and plan.timing_cache is not None:
         notes += store_timings(cache_file, timings, plan.timing_cache)
@@ -148,11 +191,11 @@ def build_engine(
         source=manifest,
     )
     if runs_here and request.verify:
-        say("Comparing the engine with float32 in ONNX Runtime")
+        reporter.stage("Comparing the engine with float32 in ONNX Runtime")
         sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, read_onnx(model_path), request)})
     # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
     write_all({manifest_path(output): sidecar.to_bytes(), output: plan.content})
-    return BuiltEngine(output, sidecar, tuple(parsed.layers), report, plan.seconds, tuple(notes))
+    return BuiltEngine(output, manifest_path(output), sidecar, tuple(parsed.layers), report, plan.seconds, tuple(notes))
 
 
 def _device(owner: trt.TensorRt) -> _Device | None:
@@ -187,7 +230,7 @@ def _recipe_batch(manifest: Manifest | None) -> tuple[int, int, int]:
 
 
 def _load_plugin(
-    owner: trt.TensorRt, options: BuildOptions, device: _Device | None, model: onnx.ModelProto, say: Say
+    owner: trt.TensorRt, options: BuildOptions, device: _Device | None, model: onnx.ModelProto, reporter: Reporter
 ) -> plugins.PluginLibrary | None:
     if not owner.takes_plugins or not any(node.domain == "vimdeploy" for node in model.graph.node):
         return None
@@ -195,34 +238,55 @@ def _load_plugin(
     capability = divmod(number, 10) if device else None
     driver = device.driver if device else None
     library = plugins.load_library(owner.api, options.plugin, compute_capability=capability, driver=driver)
-    say(f"Plugin library: {library.describe()}")
+    reporter.note(f"Plugin library: {library.describe()}")
     return library
 
 
-def _in_precision(
-    model: onnx.ModelProto, manifest: Manifest | None, request: BuildRequest, source: str, say: Say, bar: Bar | None
-) -> tuple[onnx.ModelProto, str, list[str], bool]:
-    """Return the model in the types to build, its precision, the nodes kept in float32, and whether blocks are."""
+def _choose_precision(
+    model: onnx.ModelProto, manifest: Manifest | None, request: _Request, source: str
+) -> tuple[str, bool]:
+    """Return the precision to build, and whether the model's weights are in it already.
+
+    Raises:
+        UsageError: the file is in another half precision, or an option only serves a conversion that does not happen.
+
+    """
     held = _held_precision(model)
     wanted = request.precision or held or (manifest.precision.engine if manifest else "fp32")
-    if held is not None:
-        if wanted != held:
+    if held is not None and wanted != held:
+        raise UsageError(
+            f"{source}: is in {held} already, so it cannot be built as {wanted}.",
+            hint=f"Leave --{wanted} out, or build the float32 file that 'vimdeploy export' wrote.",
+        )
+    if held is not None or wanted == "fp32":
+        why = f"{source} is in {held} already" if held else "the engine is built in float32"
+        for option in (name for name, given in request.for_half.items() if given):
+            if option == "--max-error" and held:
+                continue  # the engine itself is held to it
             raise UsageError(
-                f"{source}: is in {held} already, so it cannot be built as {wanted}.",
-                hint=f"Leave --{wanted} out, or build the float32 file that 'vimdeploy export' wrote.",
+                f"{option} is for converting to half precision, and {why}.",
+                hint="Leave it out, or give it to 'vimdeploy convert'." if held else "Leave it out, or add --fp16.",
             )
-        return model, held, [], bool(manifest and (manifest.conversion or {}).get("kept_blocks"))
-    if wanted == "fp32":
-        return model, "fp32", [], False
-    convert = ConvertRequest(wanted, request.keep, request.half_io, request.verify, request.max_error, request.images)
+    return wanted, held is not None
 
-    def progress(done: int, total: int) -> None:
-        if bar is not None:
-            bar.update("Measuring blocks", done / total)
 
-    converted = convert_in_memory(model, manifest, convert, source, say, progress)
-    kept = [f"{k.node}: {k.reason}" for k in converted.report.kept]
-    return converted.model, wanted, kept, bool(converted.blocks)
+def _in_precision(
+    model: onnx.ModelProto,
+    manifest: Manifest | None,
+    request: _Request,
+    precision: str,
+    held: bool,
+    source: str,
+    reporter: Reporter,
+) -> tuple[onnx.ModelProto, list[str], bool]:
+    """Return the model in the types to build, the nodes kept in float32, and whether whole blocks are."""
+    if held:
+        return model, [], bool(manifest and (manifest.conversion or {}).get("kept_blocks"))
+    if precision == "fp32":
+        return model, [], False
+    options = HalfOptions(precision, request.io_dtype, request.keep, request.max_error, request.images, request.verify)
+    half = to_half(model, manifest, options, source, reporter)
+    return half.model, [f"{k.node}: {k.reason}" for k in half.report.kept], bool(half.blocks)
 
 
 def _held_precision(model: onnx.ModelProto) -> str | None:
@@ -231,7 +295,7 @@ def _held_precision(model: onnx.ModelProto) -> str | None:
     return next((p.name for p in PRECISIONS.values() if p.dtype.value in types), None)
 
 
-def _cache_file(request: BuildRequest, owner: trt.TensorRt, device: _Device | None) -> Path | None:
+def _cache_file(request: _Request, owner: trt.TensorRt, device: _Device | None) -> Path | None:
     if request.timing_cache is None or not owner.takes_plugins or device is None:
         return None
     return timing.cache_file(request.timing_cache, owner.version, device.name, device.compute_capability)
@@ -301,9 +365,7 @@ def _inspect(owner: trt.TensorRt, plan: bytes, options: BuildOptions, notes: lis
     return report
 
 
-def _parity(
-    plan: bytes, sidecar: EngineManifest, model: onnx.ModelProto, request: BuildRequest
-) -> dict[str, Any] | None:
+def _parity(plan: bytes, sidecar: EngineManifest, model: onnx.ModelProto, request: _Request) -> dict[str, Any] | None:
     """Run the engine and hold it to the recipe's contract, before it is written where anybody would find it.
 
     Raises:
@@ -321,8 +383,9 @@ def _parity(
         with PlanSession(path, graphs=0, plugin=request.options.plugin, allow_host_code=True) as session:
             candidate = joined(run_batched(SessionBackend(session), images))
         reference = joined(run_batched(OnnxBackend(model), images))
-    contract: ParityContract = getattr(manifest.contract, sidecar.precision)
-    metrics = compare(candidate, reference, contract, classes=manifest.model.task == "classify")
+    metrics = compare(
+        candidate, reference, manifest.contract[sidecar.precision], classes=manifest.model.task == "classify"
+    )
     if not metrics.passed:
         raise VerificationError(
             f"the engine does not compute what the float32 model computes: {'; '.join(metrics.violations)}.",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +18,14 @@ from vimdeploy.models.evidence import summarise_keys
 from vimdeploy.models.family import FamilyModel, Recognised
 from vimdeploy.models.registry import build, config_of, family_of, recognise
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 @dataclass(frozen=True)
 class ModelRequest:
     """What a user asks for beside the checkpoint; the defaults ask for nothing."""
 
     recipe: str | None = None
-    model_args: str | None = None
-    """JSON text, or the path of a JSON or TOML file, in the official constructor's argument names."""
+    model_args: Mapping[str, Any] | None = None
+    """What shapes cannot tell, in the official constructor's argument names."""
     weights: str = "model"
     img_size: tuple[int, int] | None = None
     """(height, width) to resize to."""
@@ -79,7 +72,7 @@ def load_model(path: Path | None, request: ModelRequest | None = None) -> Loaded
     if path is None:
         return _random_model(request)
     recipe = find_recipe(request.recipe) if request.recipe else None
-    model_args = parse_model_args(request.model_args) if request.model_args else {}
+    model_args = dict(request.model_args or {})
     checkpoint, recognised = recognise(
         read_checkpoint(path, request.weights), model_args, recipe, dense=request.task == "dense"
     )
@@ -127,28 +120,6 @@ def _random_model(request: ModelRequest) -> LoadedModel:
     notes = [f"random weights: {recipe.title} computes nothing useful, but as fast as a trained one"]
     spec, labels = _input_spec(recognised, config, notes)
     return LoadedModel(model, config, checkpoint, recognised, spec, labels, tuple(notes))
-
-
-def parse_model_args(text: str) -> dict[str, Any]:
-    """Read ``--model-args``: JSON text, or a path to a JSON or TOML file."""
-    if text.lstrip().startswith("{"):
-        source, content = "--model-args", text
-    else:
-        source = text
-        try:
-            content = Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"--model-args {text}: neither JSON text nor a readable file ({error}).",
-                hint="Write --model-args '{\"if_divide_out\": false}', or name a .json or .toml file.",
-            ) from error
-    try:
-        values = tomllib.loads(content) if source.endswith(".toml") else json.loads(content)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{source}: cannot be parsed: {error}.") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{source}: must be a table of argument names and values, not {values!r}.")
-    return values
 
 
 def check_keys(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Which code computes the custom ops: our CUDA kernels, torch code, or the official kernels as a cross-check."""
+"""Which code computes the custom ops: our kernels, torch code, or the official kernels as a cross-check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from vimdeploy.errors import MissingDependencyError, UsageError, nearest
 
 Implementation = Literal["kernels", "torch", "mamba-ssm"]
-"""``kernels`` are those of the TensorRT plugin, on a GPU, where they are built; elsewhere it computes in torch."""
+"""``kernels``: on a GPU those of the TensorRT plugin, on a CPU the native ops; where they are not built, torch."""
 VARIABLE = "VIMDEPLOY_OPS"
 """Environment variable that selects the implementation for a whole process."""
 

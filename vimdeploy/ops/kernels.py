@@ -21,6 +21,7 @@ from vimdeploy.errors import ArtifactError
 from vimdeploy.native.libraries import KERNELS_KIND, PACKAGE, libraries
 from vimdeploy.native.locate import has_code
 from vimdeploy.ops.arguments import Scan
+from vimdeploy.ops.cpu_kernels import CpuKernels, cpu_kernels
 
 ENVIRONMENT = KERNELS_KIND.environment
 """Environment variable with the path of a kernels library."""
@@ -219,11 +220,11 @@ def _point(args: ctypes.Structure, tensors: dict[str, Tensor]) -> None:
         setattr(args, name, tensor.data_ptr() or None)
 
 
-_CHOSEN: dict[str, Kernels | None] = {"cpu": None}
+_CHOSEN: dict[str, Kernels | CpuKernels | None] = {}
 """The library per device type; a CPU has one only inside :func:`using`, which tests use with the emulated kernels."""
 
 
-def kernels_for(tensor: Tensor) -> Kernels | None:
+def kernels_for(tensor: Tensor) -> Kernels | CpuKernels | None:
     """Return the library that serves the device of ``tensor``, looking for it once; None computes in torch.
 
     Raises:
@@ -231,7 +232,7 @@ def kernels_for(tensor: Tensor) -> Kernels | None:
     """
     device = tensor.device.type
     if device not in _CHOSEN:
-        _CHOSEN[device] = _find(tensor.device) if device == "cuda" else None
+        _CHOSEN[device] = _find(tensor.device) if device == "cuda" else cpu_kernels() if device == "cpu" else None
     return _CHOSEN[device]
 
 

@@ -10,7 +10,7 @@ import onnx
 
 from vimdeploy.backends.base import each_batch
 from vimdeploy.backends.onnxruntime import OnnxBackend
-from vimdeploy.graph.precision import POLICY
+from vimdeploy.graph.policy import POLICY
 
 _BATCH = 4
 """Images at a time: every inner value of each of them is in memory."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from vimdeploy.contract import PLUGIN_NAMESPACE, PLUGIN_OPS, PLUGIN_VERSION
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
-from vimdeploy.native.compile import Progress, build_plugin
+from vimdeploy.native.compile import build_plugin
 from vimdeploy.native.libraries import PACKAGE, PLUGIN_KIND, BuildInfo, Library, examine, libraries, read_info
 from vimdeploy.native.locate import cache_folder
 from vimdeploy.native.places import Places
@@ -26,7 +26,6 @@ __all__ = [
     "BuildInfo",
     "Origin",
     "PluginLibrary",
-    "Progress",
     "build_plugin",
     "check_fits",
     "find_library",

@@ -1,0 +1,180 @@
+"""Does an exported file, or everything down to its engines, compute what the PyTorch model computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vimdeploy import needs
+from vimdeploy.artifacts.images import sample_images
+from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, is_stale, read_manifest
+from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx
+from vimdeploy.artifacts.recipe import ParityContract
+from vimdeploy.commands.origin import find_checkpoint, request_of
+from vimdeploy.errors import ArtifactError, UsageError, VerificationError
+from vimdeploy.parity.compare import Report, raise_unless_equal, verify_onnx
+from vimdeploy.parity.ladder import LadderReport
+from vimdeploy.progress import SILENT, Reporter
+
+if TYPE_CHECKING:
+    import onnx
+
+    from vimdeploy.artifacts.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a comparison found: :attr:`passed`, or not."""
+
+    path: Path
+    report: Report | LadderReport
+    notes: tuple[str, ...] = ()
+    """What a person should know beside it."""
+    violation: VerificationError | None = None
+    """What is wrong although the numbers are right: an op whose body and attributes say different things."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was compared is equal within its contract."""
+        return self.report.passed and self.violation is None
+
+    def raise_unless_passed(self) -> None:
+        """Raise VerificationError with what breaks the contract, and where."""
+        if isinstance(self.report, Report):
+            raise_unless_equal(self.report, str(self.path), "Export the model again with `vimdeploy export`.")
+        elif not self.report.passed:
+            raise VerificationError(
+                f"{self.path}: {self.report.verdict()}.",
+                hint="Keep the node named above in float32 (--keep), use --bf16, or widen the recipe's contract "
+                "knowingly.",
+            )
+        if self.violation is not None:
+            raise self.violation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        violation = self.violation.message if self.violation else None
+        notes = {"notes": list(self.notes), "violation": violation}
+        return {"path": str(self.path), **self.report.to_dict(), **notes, "passed": self.passed}
+
+
+def verify(
+    model: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    images: str | Path | None = None,
+    samples: int = 8,
+    batch: Sequence[int] = (),
+    atol: float | None = None,
+    rtol: float | None = None,
+    ladder: bool = False,
+    engine: Sequence[str | Path] = (),
+    bf16: bool = False,
+    ops: str = "auto",
+    reporter: Reporter = SILENT,
+) -> Verified:
+    """Prove that an ONNX file or a plan computes what the PyTorch model computes.
+
+    A model that computes something else is a result, not an error: see :attr:`Verified.passed` and
+    :meth:`Verified.raise_unless_passed`.
+
+    Args:
+        model: ONNX file or plan with its manifest beside it; a plan is verified by the ladder.
+        checkpoint: The checkpoint, where the manifest's path no longer leads to it.
+        images: Folder of image files; default: synthetic images.
+        samples: How many synthetic images.
+        batch: Batch size; may be repeated.
+        atol: With --rtol: replaces the recipe's contract.
+        rtol: |a - b| <= atol + rtol * |b|.
+        ladder: Every form this machine can run: torch, ONNX, engines, both precisions.
+        engine: Plan for the ladder; may be repeated.
+        bf16: The ladder's half precision is BF16, not FP16.
+        ops: What computes the custom ops: native, body, or auto (both of them, where the native ones are here).
+        reporter: Told what the verification is at.
+
+    Raises:
+        MissingDependencyError: torch, onnx or onnxruntime is not installed; the ladder does without torch.
+        ArtifactError: the file or its manifest is missing, corrupt or foreign.
+        CheckpointError: the checkpoint cannot be read.
+        UsageError: the checkpoint is not where the manifest says, or options do not go together.
+
+    """
+    path = Path(model)
+    named = None if checkpoint is None else Path(checkpoint)
+    folder = None if images is None else Path(images)
+    if ladder or engine or path.suffix in PLAN_SUFFIXES:
+        given = {"--batch": bool(batch), "--ops": ops != "auto", "--atol": atol is not None, "--rtol": rtol is not None}
+        if refused := [option for option, is_given in given.items() if is_given]:
+            raise UsageError(
+                f"{refused[0]} is not for the ladder, which holds every rung to the manifest's contract.",
+                hint="Leave it out, or verify the ONNX file alone.",
+            )
+        needs.require("verify", unless=("torch", "safetensors"))
+        from vimdeploy.commands.ladder import climb_ladder
+
+        engines = tuple(map(Path, engine))
+        precision = "bf16" if bf16 else "fp16"
+        return Verified(path, climb_ladder(path, engines, named, folder, samples, precision, reporter))
+    if bf16:
+        raise UsageError("--bf16 is for the ladder.", hint="Add --ladder, or leave it out.")
+    needs.require("verify")
+    contract = None if atol is None and rtol is None else ParityContract(atol=atol or 0.0, rtol=rtol or 0.0)
+    return _verify_onnx(path, named, folder, samples, tuple(dict.fromkeys(batch)), contract, ops, reporter)
+
+
+def _verify_onnx(
+    path: Path,
+    named: Path | None,
+    folder: Path | None,
+    samples: int,
+    batches: tuple[int, ...],
+    contract: ParityContract | None,
+    ops: str,
+    reporter: Reporter,
+) -> Verified:
+    from vimdeploy.graph.check import check_model
+    from vimdeploy.graph.emulate import emulate
+    from vimdeploy.models.load import load_model
+
+    onnx_model = read_onnx(path)
+    manifest = read_manifest(path)
+    notes = []
+    if is_stale(manifest, path):
+        notes.append(f"{path.name} is not the file its manifest describes: it was changed after the export")
+    checkpoint = find_checkpoint(path, manifest, named)
+    reporter.stage(f"Reading {checkpoint.name}" if checkpoint else "Making random weights")
+    loaded = load_model(checkpoint, request_of(manifest))
+    if loaded.checkpoint.sha256 != manifest.checkpoint.sha256:
+        notes.append(f"{loaded.checkpoint.path.name} is not the checkpoint that {path.name} was exported from")
+    precision = _precision(manifest)
+    # ONNX Runtime's CPU drops roundings between half-precision nodes that a GPU makes.
+    runnable = path if precision == "fp32" else emulate(onnx_model)
+    sampled = sample_images(manifest.preprocessing, folder, samples)
+    reporter.stage("Verifying in ONNX Runtime")
+    report = verify_onnx(
+        runnable,
+        loaded.model,
+        manifest.model.task,
+        sampled,
+        batches or _default_batches(onnx_model),
+        contract or manifest.contract[precision],
+        ops=ops,
+        reporter=reporter,
+    )
+    try:
+        check_model(onnx_model, str(path), allow_reversal=loaded.config.flips_sequence)
+    except ArtifactError as error:
+        # It may still compute the same here and not in TensorRT, which reads the attributes and not the bodies.
+        return Verified(path, report, (*notes, error.message), VerificationError(error.message, hint=error.hint))
+    return Verified(path, report, tuple(notes))
+
+
+def _precision(manifest: Manifest) -> str:
+    return str((manifest.conversion or {}).get("precision", "fp32"))
+
+
+def _default_batches(onnx_model: onnx.ModelProto) -> tuple[int, ...]:
+    fixed = fixed_batch(onnx_model)
+    return (fixed,) if fixed else (1, 3)
