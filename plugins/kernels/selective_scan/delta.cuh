@@ -116,6 +116,25 @@ __device__ __forceinline__ void computeDelta(Params const& p, SharedLayout const
     }
 }
 
+//! Fills the slots of a tile from delta as it was given. A thread serves one channel; columns that do not exist, and rows
+//! past `count`, are filled from whatever lies there and never read.
+template <typename T>
+__device__ __forceinline__ void takeDelta(Params const& p, SharedLayout const& layout, float2* slots, T const* rawDelta,
+    T const* rawU, float const* biases, int32_t count, int32_t channels, int32_t thread)
+{
+    int32_t const channel = thread & (channels - 1);
+    float const bias = biases[channel];
+    int32_t const step = kSIDE_THREADS / channels;
+#pragma unroll 2
+    for (int32_t row = thread / channels; row < count; row += step)
+    {
+        int32_t const cell = row * layout.rawURow + channel;
+        float const delta = toFloat<T>(rawDelta[cell]) + bias;
+        slots[row * channels + channel]
+            = make_float2(p.deltaSoftplus ? softplus(delta) : delta, toFloat<T>(rawU[cell]));
+    }
+}
+
 //! The same on tensor cores: a warp multiplies 16 tokens of dt_low, straight from the raw tile, with the weights of 8
 //! channels, and has four deltas of two channels in each thread. A third of the issue slots of the plain form at
 //! R = 12. Products of T are exact in float32 and so are the sums up to their order.

@@ -16,6 +16,7 @@ struct Visit
     Tile tile;
     float2 const* slots;
     float2 const* otherSlots; //!< the other side's sums of the same tile, or null
+    int32_t limit;            //!< channels at or past it are not this block's
     int32_t thread;           //!< of `threads` that share the visit
     int32_t threads;
     bool addsPartial; //!< earlier visits left sums
@@ -59,7 +60,7 @@ __device__ __forceinline__ void finishCells(
     int32_t const perRow = channels / kWIDTH;
     int32_t const rowStep = visit.threads / perRow;
     int32_t const column = (visit.thread & (perRow - 1)) * kWIDTH;
-    if (first + column >= p.channels)
+    if (first + column >= visit.limit)
     {
         return;
     }

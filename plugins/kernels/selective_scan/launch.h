@@ -4,6 +4,8 @@
 //! Layouts (contiguous, row-major), G = groups, B = batch, L = length, E = channels, N = states, R = rank:
 //!     u (G or 1, B, L, E) T     xDbl (G or 1, B, L, R + 2N) T     A (G, E, N) f32     D (G, E) f32
 //!     dtWeight (G, E, R) T      dtBias (G, E) f32                 z (B, L, E) T       y (B, L, E) T gated, f32 not gated
+//! or, with delta given (SelectiveScanDelta), one scan whose channels are partitioned into P groups:
+//!     u, delta, z (B, L, E) T   B, C (B, L, P, N) T, channel e reads group e / (E / P)   A (E, N), D, dtBias (E) f32
 //! T is ScanShape::type. Nothing here allocates, synchronises or touches the default stream: every function may be
 //! called while a stream is captured. No function throws. All are thread-safe (they keep no state).
 #pragma once
@@ -21,7 +23,7 @@ struct ScanShape
     int64_t length{1};      //!< L, tokens
     int32_t channels{1};    //!< E
     int32_t states{16};     //!< N, 1..64
-    int32_t rank{1};        //!< R, 1..128
+    int32_t rank{1};        //!< R, 1..128; 0 with delta given
     int32_t groups{1};      //!< G, 1, 2 or 4
     bool sharedU{false};    //!< u has one group that all groups read
     bool sharedXDbl{false}; //!< xDbl has one group that all groups read
@@ -30,6 +32,9 @@ struct ScanShape
     int32_t columnMajor[kMAX_GROUPS]{0, 0, 0, 0}; //!< 1: the H x W grid is walked column by column
     int32_t height{0};                            //!< H, only read where some group is column-major (L = H * W)
     float scale{1.0F};
+    bool givenDelta{false};   //!< delta, B and C are tensors of their own; one group, one walk
+    bool deltaSoftplus{true}; //!< given delta goes through softplus
+    int32_t channelGroups{1}; //!< P, with delta given: divides E
     DType type{DType::kFLOAT32};
 };
 
@@ -82,6 +87,9 @@ struct ScanPointers
     float const* D{nullptr};
     void const* dtWeight{nullptr};
     float const* dtBias{nullptr};
+    void const* delta{nullptr}; //!< these three with delta given, then without xDbl and dtWeight
+    void const* B{nullptr};
+    void const* C{nullptr};
     void const* z{nullptr}; //!< null exactly when not gated
     void* y{nullptr};
 };
