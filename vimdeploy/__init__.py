@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vimdeploy.commands.build_engine import build_engine as build_engine
     from vimdeploy.commands.convert import convert as convert
     from vimdeploy.commands.export import export as export
+    from vimdeploy.commands.export_module import export_module as export_module
     from vimdeploy.commands.inspect import inspect as inspect
     from vimdeploy.commands.ops_library import ops_library as ops_library
     from vimdeploy.commands.predict import predict as predict
@@ -31,6 +32,7 @@ _HOME = {
     "build_engine": "vimdeploy.commands.build_engine",
     "convert": "vimdeploy.commands.convert",
     "export": "vimdeploy.commands.export",
+    "export_module": "vimdeploy.commands.export_module",
     "inspect": "vimdeploy.commands.inspect",
     "load": "vimdeploy.runtime.session",
     "ops_library": "vimdeploy.commands.ops_library",

@@ -21,6 +21,7 @@ from vimdeploy.doctor.libraries import decode_version
 from vimdeploy.doctor.machine import ask
 from vimdeploy.doctor.report import SCHEMA, Command, Finding
 from vimdeploy.native.elf import elf_problem
+from vimdeploy.native.libraries import KINDS
 from vimdeploy.native.toolchain import HEADER, header_version
 from vimdeploy.needs import COMMANDS, REQUIREMENTS
 
@@ -109,7 +110,7 @@ def finding(report: Report, words: str) -> Finding:
 
 def test_a_bare_machine_can_only_list_and_says_what_to_install(machine: Machine) -> None:
     report = examine(machine)
-    assert [c.name for c in report.commands if c.ready] == ["doctor", "recipes"]
+    assert [c.name for c in report.commands if c.ready] == ["doctor", "recipes", "serve-repo"]
     assert command(report, "verify").missing == (
         "torch is not installed",
         "onnx is not installed",
@@ -579,6 +580,17 @@ def test_a_build_that_was_broken_off_is_listed_and_not_counted(
     broken = finding(report, "under way or was broken off")
     assert str(build / "out" / file) in broken.message
     assert f"rm -r {build} &&" in broken.remedy
+
+
+def test_every_kind_of_library_is_found_in_its_folder_of_the_cache(
+    machine: Machine, tmp_path: Path, compile_library: Compile
+) -> None:
+    cache = tmp_path / "home" / ".cache" / "vimdeploy"
+    planted = {kind.file: compile_library(cache / kind.folder / "key" / kind.file, PLUGIN) for kind in KINDS}
+    found = examine(machine).facts.plugins
+    assert {library.kind.file: library.path for library in found} == planted
+    assert {library.kind.serves for library in found} == {"TensorRT", "PyTorch", "ONNX Runtime"}
+    assert not any(library.problem for library in found)
 
 
 def test_the_variable_for_the_kernels_is_read(machine: Machine, tmp_path: Path, compile_library: Compile) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from vimdeploy.artifacts.golden import Samples
 from vimdeploy.errors import UsageError
 from vimdeploy.progress import SILENT, Reporter
 
 Array = npt.NDArray[np.float32]
+Inputs = Array | Samples
+"""Images (B, C, H, W), or the named inputs of a module with the batch first."""
 
 _BATCH = 8
 """Images at a time, where neither the backend nor the caller says."""
@@ -30,13 +33,13 @@ class Backend(Protocol):
         """The only batch it takes; None where it takes any."""
         ...
 
-    def run(self, images: Array) -> dict[str, Array]:
+    def run(self, images: Inputs) -> dict[str, Array]:
         """Map (B, C, H, W) float32 images to the outputs by name, the task's first."""
         ...
 
 
 def run_batched(
-    backend: Backend, images: Array, batch: int | None = None, *, reporter: Reporter = SILENT
+    backend: Backend, images: Inputs, batch: int | None = None, *, reporter: Reporter = SILENT
 ) -> dict[str, Array]:
     """Run any number of images in batches of one size, the last one filled up with its last image.
 
@@ -58,7 +61,7 @@ def run_batched(
 
 
 def each_batch(
-    backend: Backend, images: Array, batch: int | None = None, *, reporter: Reporter = SILENT
+    backend: Backend, images: Inputs, batch: int | None = None, *, reporter: Reporter = SILENT
 ) -> Iterator[dict[str, Array]]:
     """Yield the outputs of every full batch; see :func:`run_batched`. For values that need not have N first."""
     fixed = backend.fixed_batch
@@ -73,10 +76,9 @@ def each_batch(
         reporter.progress(min(start + size, len(images)), len(images))
 
 
-def filled(images: Array, batch: int) -> Array:
+def filled(images: Any, batch: int) -> Any:
     """Return a batch of exactly ``batch`` images: the first of them, or all with the last one repeated."""
-    short = batch - len(images)
-    return np.concatenate([images, np.repeat(images[-1:], short, axis=0)]) if short > 0 else images[:batch]
+    return images[np.minimum(np.arange(batch), len(images) - 1)]
 
 
 def _even(count: int) -> int:

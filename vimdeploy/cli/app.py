@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import vimdeploy
-from vimdeploy.cli import engine, predict, show
+from vimdeploy.cli import engine, module, predict, serving, show
 from vimdeploy.cli.options import (
     AsJson,
     ImageSize,
@@ -70,7 +70,11 @@ def _root(
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="Trained weights: .pth, .pt or .safetensors; none with --arch.")
+        Path | None,
+        typer.Argument(
+            help="Trained weights: .pth, .pt or .safetensors; none with --arch. Or package.module:function, which "
+            "builds a module of your own."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="ONNX file to write; default: beside the checkpoint.")
@@ -115,9 +119,37 @@ def export(
         ),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove it equal in ONNX Runtime.")] = True,
+    import_path: module.ImportPaths = None,
+    kwargs: module.Kwargs = None,
+    module_checkpoint: module.Checkpoint = None,
+    key: module.Key = None,
+    inputs: module.Inputs = None,
+    dynamic: module.Dynamic = None,
+    rewrite: module.Rewrites = None,
+    stub: module.Stubs = None,
+    report: module.Report = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a checkpoint to a verified ONNX file."""
+    """Export a checkpoint, or a module of your own (package.module:function), to a verified ONNX file."""
+    if checkpoint is not None and module.is_entry(str(checkpoint)):
+        module.export(
+            str(checkpoint), output, import_path, kwargs, module_checkpoint, key, inputs, dynamic, rewrite, stub,
+            report, opset, verify, as_json,
+        )  # fmt: skip
+        return
+    module.refuse_without_entry(
+        {
+            "--import-path": import_path,
+            "--kwargs": kwargs,
+            "--checkpoint": module_checkpoint,
+            "--key": key,
+            "--input": inputs,
+            "--dynamic": dynamic,
+            "--rewrite": rewrite,
+            "--stub": stub,
+            "--report": report,
+        }
+    )
     with reporter("Exporting") as told:
         made = vimdeploy.export(
             checkpoint,
@@ -142,12 +174,14 @@ def export(
 
 @app.command()
 def verify(
-    model: Annotated[Path, typer.Argument(help="ONNX file or plan with its manifest beside it.")],
+    model: Annotated[
+        Path, typer.Argument(help="ONNX file with its manifest beside it, or a plan, which the ladder verifies.")
+    ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="The checkpoint, where the manifest's path no longer leads to it.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of image files; default: synthetic images.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many synthetic images.")] = 8,
+    samples: Annotated[int | None, typer.Option(min=1, help="How many synthetic images; default: 8.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be repeated.")] = None,
     atol: Annotated[float | None, typer.Option(min=0, help="With --rtol: replaces the recipe's contract.")] = None,
     rtol: Annotated[float | None, typer.Option(min=0, help="|a - b| <= atol + rtol * |b|.")] = None,
@@ -156,6 +190,9 @@ def verify(
     ] = False,
     engine: Annotated[list[Path] | None, typer.Option(help="Plan for the ladder; may be repeated.")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="The ladder's half precision is BF16, not FP16.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="For a module of your own: also run the code that built it, and compare.")
+    ] = False,
     ops: Annotated[
         Ops,
         typer.Option(
@@ -180,6 +217,7 @@ def verify(
             ladder=ladder,
             engine=engine or (),
             bf16=bf16,
+            trust=trust,
             ops=ops.value,
             reporter=told,
         )
@@ -237,7 +275,12 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("vimdeploy-demo"),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="Folder for the results: the ONNX file, its manifest, and the digits as image files."
+        ),
+    ] = Path("vimdeploy-demo"),
     as_json: AsJson = False,
 ) -> None:
     """Export, verify and run a small model that was really trained (handwritten digits)."""
@@ -253,3 +296,4 @@ def demo(
 
 engine.register(app)
 predict.register(app)
+serving.register(app)

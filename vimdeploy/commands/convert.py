@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from vimdeploy import needs
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
-from vimdeploy.artifacts.images import sample_images
+from vimdeploy.artifacts.golden import golden_path
 from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
 from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
+from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.policy import PRECISIONS, Policy, Precision
@@ -42,6 +43,11 @@ class HalfOptions:
     verify: bool = True
 
     def __post_init__(self) -> None:
+        if self.max_error is not None and not self.verify:
+            raise UsageError(
+                "--max-error is what the verification holds the model to, and --no-verify leaves that out.",
+                hint="Leave one of them out.",
+            )
         if self.precision not in PRECISIONS:
             raise UsageError(f"There is no precision '{self.precision}'.", hint=nearest(self.precision, PRECISIONS))
         if self.io_dtype not in ("fp32", self.precision):
@@ -132,7 +138,10 @@ def convert(
     half = to_half(onnx_model, manifest, options, str(path), reporter)
     content = half.model.SerializeToString(deterministic=True)
     manifest = _converted_manifest(manifest, half, content)
-    write_all({manifest_path(target): manifest.to_bytes(), target: content})
+    beside = {manifest_path(target): manifest.to_bytes()}
+    if manifest.module is not None:
+        beside[golden_path(target)] = golden_path(path).read_bytes()
+    write_all({**beside, target: content})
     return Converted(target, manifest_path(target), manifest, half)
 
 
@@ -179,7 +188,7 @@ def _measured(
 ) -> Half:
     """Convert with what sample images show: values that do not fit, and blocks that cost too much."""
     half_io = options.io_dtype != "fp32"
-    images = sample_images(manifest.preprocessing, options.images, _SAMPLES)
+    images = sample_inputs(manifest, Path(source), options.images, _SAMPLES)
     reporter.stage("Measuring activations on sample images")
     ranges = measure(model, images)
     reporter.stage(f"Converting to {precision.name}")

@@ -13,7 +13,7 @@ from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, is_stale, read_manifest
 from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx
 from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.commands.origin import find_checkpoint, request_of
-from vimdeploy.errors import ArtifactError, UsageError, VerificationError
+from vimdeploy.errors import ArtifactError, UsageError, VerificationError, VimdeployError
 from vimdeploy.parity.compare import Report, raise_unless_equal, verify_onnx
 from vimdeploy.parity.ladder import LadderReport
 from vimdeploy.progress import SILENT, Reporter
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from vimdeploy.artifacts.manifest import Manifest
 
 
+_SAMPLES = 8
+"""Synthetic images, where the user does not say."""
+
+
 @dataclass(frozen=True)
 class Verified:
     """What a comparison found: :attr:`passed`, or not."""
@@ -32,8 +36,9 @@ class Verified:
     report: Report | LadderReport
     notes: tuple[str, ...] = ()
     """What a person should know beside it."""
-    violation: VerificationError | None = None
-    """What is wrong although the numbers are right: an op whose body and attributes say different things."""
+    violation: VimdeployError | None = None
+    """What is wrong although the numbers are right: an op whose body and attributes say different things, an engine
+    that was named and could not be run."""
 
     @property
     def passed(self) -> bool:
@@ -41,7 +46,7 @@ class Verified:
         return self.report.passed and self.violation is None
 
     def raise_unless_passed(self) -> None:
-        """Raise VerificationError with what breaks the contract, and where."""
+        """Raise VerificationError with what breaks the contract and where, or with why it was not proven."""
         if isinstance(self.report, Report):
             raise_unless_equal(self.report, str(self.path), "Export the model again with `vimdeploy export`.")
         elif not self.report.passed:
@@ -65,13 +70,14 @@ def verify(
     *,
     checkpoint: str | Path | None = None,
     images: str | Path | None = None,
-    samples: int = 8,
+    samples: int | None = None,
     batch: Sequence[int] = (),
     atol: float | None = None,
     rtol: float | None = None,
     ladder: bool = False,
     engine: Sequence[str | Path] = (),
     bf16: bool = False,
+    trust: bool = False,
     ops: str = "auto",
     reporter: Reporter = SILENT,
 ) -> Verified:
@@ -81,16 +87,17 @@ def verify(
     :meth:`Verified.raise_unless_passed`.
 
     Args:
-        model: ONNX file or plan with its manifest beside it; a plan is verified by the ladder.
+        model: ONNX file with its manifest beside it, or a plan, which the ladder verifies.
         checkpoint: The checkpoint, where the manifest's path no longer leads to it.
         images: Folder of image files; default: synthetic images.
-        samples: How many synthetic images.
+        samples: How many synthetic images; default: 8.
         batch: Batch size; may be repeated.
         atol: With --rtol: replaces the recipe's contract.
         rtol: |a - b| <= atol + rtol * |b|.
         ladder: Every form this machine can run: torch, ONNX, engines, both precisions.
         engine: Plan for the ladder; may be repeated.
         bf16: The ladder's half precision is BF16, not FP16.
+        trust: For a module of your own: also run the code that built it, and compare.
         ops: What computes the custom ops: native, body, or auto (both of them, where the native ones are here).
         reporter: Told what the verification is at.
 
@@ -104,6 +111,9 @@ def verify(
     path = Path(model)
     named = None if checkpoint is None else Path(checkpoint)
     folder = None if images is None else Path(images)
+    if samples is not None and folder is not None:
+        raise UsageError("--samples is for synthetic images; of --images every one is used.", hint="Leave it out.")
+    samples = samples or _SAMPLES
     if ladder or engine or path.suffix in PLAN_SUFFIXES:
         given = {"--batch": bool(batch), "--ops": ops != "auto", "--atol": atol is not None, "--rtol": rtol is not None}
         if refused := [option for option, is_given in given.items() if is_given]:
@@ -116,11 +126,16 @@ def verify(
 
         engines = tuple(map(Path, engine))
         precision = "bf16" if bf16 else "fp16"
-        return Verified(path, climb_ladder(path, engines, named, folder, samples, precision, reporter))
+        report, not_run = climb_ladder(path, engines, named, folder, samples, precision, reporter)
+        return Verified(path, report, violation=not_run)
     if bf16:
         raise UsageError("--bf16 is for the ladder.", hint="Add --ladder, or leave it out.")
     needs.require("verify")
     contract = None if atol is None and rtol is None else ParityContract(atol=atol or 0.0, rtol=rtol or 0.0)
+    if (manifest := read_manifest(path)).module is not None:
+        return _verify_module(path, manifest, named, contract, ops, trust, reporter)
+    if trust:
+        raise UsageError("--trust is for a module of your own.", hint="Leave it out: this file's model is known.")
     return _verify_onnx(path, named, folder, samples, tuple(dict.fromkeys(batch)), contract, ops, reporter)
 
 
@@ -151,7 +166,7 @@ def _verify_onnx(
     precision = _precision(manifest)
     # ONNX Runtime's CPU drops roundings between half-precision nodes that a GPU makes.
     runnable = path if precision == "fp32" else emulate(onnx_model)
-    sampled = sample_images(manifest.preprocessing, folder, samples)
+    sampled = sample_images(manifest.image_input(), folder, samples)
     reporter.stage("Verifying in ONNX Runtime")
     report = verify_onnx(
         runnable,
@@ -169,6 +184,38 @@ def _verify_onnx(
         # It may still compute the same here and not in TensorRT, which reads the attributes and not the bodies.
         return Verified(path, report, (*notes, error.message), VerificationError(error.message, hint=error.hint))
     return Verified(path, report, tuple(notes))
+
+
+def _verify_module(
+    path: Path,
+    manifest: Manifest,
+    checkpoint: Path | None,
+    contract: ParityContract | None,
+    ops: str,
+    trust: bool,
+    reporter: Reporter,
+) -> Verified:
+    """Compare a module's file with its golden outputs, and on request with the module itself."""
+    from vimdeploy.commands.verify_module import reproduce, verify_golden
+    from vimdeploy.graph.check import check_model
+    from vimdeploy.graph.emulate import emulate
+
+    model, notes = read_onnx(path), []
+    if is_stale(manifest, path):
+        notes.append(f"{path.name} is not the file its manifest describes: it was changed after the export")
+    precision = _precision(manifest)
+    reporter.stage("Comparing with the golden outputs in ONNX Runtime")
+    runnable = path if precision == "fp32" else emulate(model)
+    report = verify_golden(runnable, path, manifest, contract or manifest.contract[precision], ops)
+    if trust:
+        reporter.stage("Building the module again")
+        notes.append(reproduce(path, manifest, checkpoint))
+    violation = None
+    try:
+        check_model(model, str(path), allow_reversal=True)
+    except ArtifactError as error:
+        violation = VerificationError(error.message, hint=error.hint)
+    return Verified(path, report, tuple(notes), violation)
 
 
 def _precision(manifest: Manifest) -> str:

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
-import vimdeploy
 from vimdeploy.doctor import libraries
 from vimdeploy.doctor.machine import Machine, ask
 from vimdeploy.doctor.report import Driver, Facts, Flavour, Gpu, Package
 from vimdeploy.native import libraries as native
 from vimdeploy.native import toolchain
+from vimdeploy.version import __version__
 
 _PACKAGES = (
     "numpy",
@@ -23,6 +23,11 @@ _PACKAGES = (
     "onnxscript",
     "onnx-ir",
     "safetensors",
+    "jinja2",
+    "prometheus-client",
+    "pyarrow",
+    "starlette",
+    "uvicorn",
     "mamba-ssm",
     "causal-conv1d",
     "cuda-bindings",
@@ -109,7 +114,7 @@ def collect(machine: Machine) -> Facts:
         # The first one is the package that holds the onnxruntime module's answer; without any, one line says so.
         packages += [_described(d, broken_runtime) for d in runtimes] or [Package("onnxruntime", "")]
         return Facts(
-            vimdeploy=vimdeploy.__version__,
+            vimdeploy=__version__,
             python=platform.python_version(),
             executable=machine.python,
             system=f"{platform.system()} {platform.machine()}",

@@ -63,9 +63,15 @@ def pip_install(facts: Facts, *specifiers: str, options: str = "") -> str:
     return needs.pip_install(*specifiers, python=facts.executable, options=options)
 
 
+_PLAIN_PACKAGES = (
+    *("torch", "onnx", "onnxscript", "onnx-ir", "safetensors"),
+    *("jinja2", "prometheus-client", "pyarrow", "starlette", "uvicorn"),
+)
+
+
 def _needs(facts: Facts) -> dict[str, _Need]:
     found = {}
-    for name in ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors"):
+    for name in _PLAIN_PACKAGES:
         absent = not facts.package(name).version
         found[name] = _Need(f"{name} is not installed", packages=(REQUIREMENTS[name],)) if absent else _Need()
     found["onnxruntime"] = _onnxruntime_need(facts)
@@ -271,8 +277,9 @@ def _mend(facts: Facts, library: native.Library) -> str:
         return pip_install(facts, "vimdeploy", options="--force-reinstall --no-deps")
     if library.source != native.CACHE:
         return f"correct {library.source}, or unset it"
-    build = next((p for p in library.path.parents if p.parent.name == "plugins"), library.path)
-    return f"rm -r {shlex.quote(str(build))} && vimdeploy build-plugin"
+    build = next((p for p in library.path.parents if p.parent.name == library.kind.folder), library.path)
+    again = "" if library.kind is native.OPS_KIND else " && vimdeploy build-plugin"  # those are built when first used
+    return f"rm -r {shlex.quote(str(build))}{again}"
 
 
 def _majors_differ(first: str, second: str) -> bool:

@@ -19,10 +19,12 @@ from functools import cache
 from pathlib import Path
 
 from vimdeploy.errors import MissingDependencyError
-from vimdeploy.native.locate import cache_folder
+from vimdeploy.native.libraries import OPS_KIND
+from vimdeploy.native.places import Places
+from vimdeploy.native.toolchain import host_compilers
 
-OPS = "libvimdeploy_ops.so"
-VARIABLE = "VIMDEPLOY_OPS_LIBRARY"
+OPS = OPS_KIND.file
+VARIABLE = OPS_KIND.environment
 """Environment variable with the path of a library to use in place of any other; empty for none at all."""
 
 _FOLDERS = ("cpu", "onnxruntime")
@@ -97,9 +99,8 @@ def compile_ops(
 
 
 def find_compiler() -> str | None:
-    """Return the C++ compiler: ``$CXX``, else g++, c++ or clang++ on PATH; None where there is none."""
-    names = (os.environ.get("CXX"), "g++", "c++", "clang++")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+    """Return the first C++ compiler of :func:`vimdeploy.native.toolchain.host_compilers` that runs, None without."""
+    return next((str(tool.path) for tool in host_compilers() if not tool.problem), None)
 
 
 def built_path(sources: Path) -> Path:
@@ -108,7 +109,7 @@ def built_path(sources: Path) -> Path:
     for folder in _FOLDERS:
         for path in sorted((sources / folder).iterdir()):
             digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return cache_folder().parent / "ops" / digest.hexdigest()[:16] / OPS
+    return Places().cache / OPS_KIND.folder / digest.hexdigest()[:16] / OPS
 
 
 @cache

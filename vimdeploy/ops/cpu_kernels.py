@@ -96,7 +96,7 @@ class CpuKernels:
         return text.value.decode()
 
     def function(self, isa: str, name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return ``exp2``, ``softplus`` or ``silu`` of a multiple of 16 values, computed as the kernels of ``isa`` do."""
+        """Return ``exp2``, ``softplus`` or ``silu`` of a multiple of 16 values, as the kernels of ``isa`` do."""
         y = np.empty_like(x)
         pointers = (ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(y.ctypes.data))
         if self._library.vimdeploy_ops_function(isa.encode(), name.encode(), *pointers, ctypes.c_uint64(x.size)):

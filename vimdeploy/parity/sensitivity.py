@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import Array, joined, run_batched
+from vimdeploy.backends.base import Array, Inputs, joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.policy import Policy, Precision
@@ -65,7 +65,7 @@ class Task:
 
     Args:
         model: float32, with the names that 'vimdeploy export' gives.
-        images: (N, C, H, W) samples.
+        images: (N, C, H, W) samples, or the named inputs of a module.
         contract: what the converted model owes.
         classes: the output is logits.
         ranges: largest absolute value of tensors, by :func:`vimdeploy.parity.ranges.measure`.
@@ -74,7 +74,7 @@ class Task:
     """
 
     model: onnx.ModelProto
-    images: Array
+    images: Inputs
     contract: ParityContract
     classes: bool
     ranges: Mapping[str, float]
@@ -179,5 +179,5 @@ class _Trials:
         return compare(output, self._reference[:images], self._task.contract, classes=self._task.classes)
 
 
-def _run(model: onnx.ModelProto, images: Array) -> Array:
+def _run(model: onnx.ModelProto, images: Inputs) -> Array:
     return joined(run_batched(OnnxBackend(model), images))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from typing_extensions import Self
 
-from vimdeploy import load
 from vimdeploy.artifacts.engine_manifest import read_engine_manifest
 from vimdeploy.artifacts.files import sha256_file
 from vimdeploy.artifacts.images import load_image
@@ -22,6 +21,7 @@ from vimdeploy.backends.session import SessionBackend
 from vimdeploy.errors import ArtifactError, ImageError, UsageError, VimdeployError
 from vimdeploy.predicting.items import Item
 from vimdeploy.predicting.rows import Array, Prediction, best_classes, rank_of
+from vimdeploy.runtime.session import load
 
 Decoded = Array | ImageError
 Truth = Callable[[Item], int | None]
@@ -85,7 +85,7 @@ class Predictor:
 
     def decode(self, name: str, content: bytes) -> Array:
         """Return an image file as the model wants it, (C, H, W) float32; ImageError where it is no image."""
-        return load_image(BytesIO(content), self.manifest.preprocessing, name=name)
+        return load_image(BytesIO(content), self.manifest.image_input(), name=name)
 
     def run(self, images: Array) -> dict[str, Array]:
         """Return the outputs of images (N, C, H, W) by name, each (N, ...) float32."""

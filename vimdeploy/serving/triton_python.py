@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from vimdeploy import load
 from vimdeploy.artifacts.images import load_image
 from vimdeploy.artifacts.manifest import Manifest, parse_manifest
 from vimdeploy.errors import VimdeployError
+from vimdeploy.runtime.session import load
 
 MODEL_FILE, MANIFEST_FILE = "model.onnx", "manifest.json"
 
@@ -41,7 +41,7 @@ class RuntimeModel:
         answers, start = [], 0
         for array in arrays:
             rows = slice(start, start + len(array))
-            tensors = [pb.Tensor(t.name, np.ascontiguousarray(found[t.name][rows])) for t in self._session.outputs]
+            tensors = [_tensor(pb, t.name, found[t.name][rows]) for t in self._session.outputs]
             answers.append(pb.InferenceResponse(output_tensors=tensors))
             start = rows.stop
         return answers
@@ -72,15 +72,19 @@ class PreprocessModel:
                 answers.append(_refusal(pb, error))
                 continue
             images = images.astype(self._manifest.input.dtype, copy=False)
-            answers.append(pb.InferenceResponse(output_tensors=[pb.Tensor(self._manifest.input.name, images)]))
+            answers.append(pb.InferenceResponse(output_tensors=[_tensor(pb, self._manifest.input.name, images)]))
         return answers
 
     def _image(self, place: int, content: bytes) -> Any:
-        return load_image(BytesIO(content), self._manifest.preprocessing, name=f"image {place} of the request")
+        return load_image(BytesIO(content), self._manifest.image_input(), name=f"image {place} of the request")
 
 
 def _folder(args: dict[str, str]) -> Path:
     return Path(args["model_repository"]) / args["model_version"]
+
+
+def _tensor(pb: Any, name: str, array: Any) -> Any:
+    return pb.Tensor(name, np.ascontiguousarray(array))
 
 
 def _refusal(pb: Any, error: VimdeployError) -> Any:

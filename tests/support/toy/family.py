@@ -82,7 +82,8 @@ class FoldedToy(FoldedMixer):
 
 def mix(tokens: Tensor, w: ToyWeights) -> Tensor:
     u = tokens[None]
-    return selective_scan(u, u @ w.x_proj, w.A, w.D, w.dt_weight, w.dt_bias, tokens, [1], [0], 1, 1.0)
+    y: Tensor = selective_scan(u, u @ w.x_proj, w.A, w.D, w.dt_weight, w.dt_bias, tokens, [1], [0], 1, 1.0)
+    return y
 
 
 class Toy(FamilyModel):
@@ -119,7 +120,8 @@ def read_config(arguments: Mapping[str, Any], source: str) -> ToyConfig:
     for name in arguments:
         if name not in known:
             raise UsageError(f"{source}: unknown model argument '{name}'.", hint=nearest(name, known))
-    return ToyConfig(**{name: tuple(v) if name == "img_size" else v for name, v in arguments.items()})
+    values: dict[str, Any] = {name: tuple(v) if name == "img_size" else v for name, v in arguments.items()}
+    return ToyConfig(**values)
 
 
 def recognise(checkpoint: Checkpoint, given: Given) -> tuple[Checkpoint, Recognised]:
