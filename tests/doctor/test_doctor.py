@@ -110,7 +110,7 @@ def finding(report: Report, words: str) -> Finding:
 
 def test_a_bare_machine_can_only_list_and_says_what_to_install(machine: Machine) -> None:
     report = examine(machine)
-    assert [c.name for c in report.commands if c.ready] == ["doctor", "recipes"]
+    assert [c.name for c in report.commands if c.ready] == ["doctor", "recipes", "serve-repo"]
     assert command(report, "verify").missing == (
         "torch is not installed",
         "onnx is not installed",

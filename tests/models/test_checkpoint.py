@@ -129,7 +129,7 @@ def test_at_most_three_broken_weights_are_named(tmp_path):
         (None, "no such file"),
         (b"", "empty"),
         (b"PK\x03\x04", "truncated"),
-        (b"<!DOCTYPE html><html>404: Not Found</html>", "truncated"),
+        (b"<!DOCTYPE html><html>404: Not Found</html>", "web page"),
         (bytes(range(256)) * 9, "truncated"),
         (b"\x80\x02}q\x00.", "no weights|truncated"),
     ],

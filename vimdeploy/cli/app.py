@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import vimdeploy
-from vimdeploy.cli import engine, module, predict, show
+from vimdeploy.cli import engine, module, predict, serving, show
 from vimdeploy.cli.options import (
     AsJson,
     ImageSize,
@@ -174,12 +174,14 @@ def export(
 
 @app.command()
 def verify(
-    model: Annotated[Path, typer.Argument(help="ONNX file or plan with its manifest beside it.")],
+    model: Annotated[
+        Path, typer.Argument(help="ONNX file with its manifest beside it, or a plan, which the ladder verifies.")
+    ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="The checkpoint, where the manifest's path no longer leads to it.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of image files; default: synthetic images.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many synthetic images.")] = 8,
+    samples: Annotated[int | None, typer.Option(min=1, help="How many synthetic images; default: 8.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be repeated.")] = None,
     atol: Annotated[float | None, typer.Option(min=0, help="With --rtol: replaces the recipe's contract.")] = None,
     rtol: Annotated[float | None, typer.Option(min=0, help="|a - b| <= atol + rtol * |b|.")] = None,
@@ -273,7 +275,12 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("vimdeploy-demo"),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="Folder for the results: the ONNX file, its manifest, and the digits as image files."
+        ),
+    ] = Path("vimdeploy-demo"),
     as_json: AsJson = False,
 ) -> None:
     """Export, verify and run a small model that was really trained (handwritten digits)."""
@@ -289,3 +296,4 @@ def demo(
 
 engine.register(app)
 predict.register(app)
+serving.register(app)

@@ -9,7 +9,7 @@ import typer
 
 import vimdeploy
 from vimdeploy.cli import show
-from vimdeploy.cli.options import AsJson, EngineGroup, HalfGroup, grouped, one_precision
+from vimdeploy.cli.options import AsJson, EngineGroup, HalfGroup, grouped, one_precision, refuse_with_json
 from vimdeploy.cli.screen import print_json, reporter, result
 
 
@@ -35,6 +35,7 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Convert a float32 ONNX file to half precision."""
+    refuse_with_json(as_json, policy=policy)
     precision = one_precision(fp16=fp16, bf16=bf16) or "fp16"
     with reporter("Converting") as told:
         made = vimdeploy.convert(model, output, precision=precision, verify=verify, reporter=told, **half.arguments())
@@ -61,6 +62,7 @@ def build_engine(
     as_json: AsJson = False,
 ) -> None:
     """Build a TensorRT engine from an ONNX file."""
+    refuse_with_json(as_json, layers=layers)
     precision = one_precision(fp32=fp32, fp16=fp16, bf16=bf16)
     with reporter("Building") as told:
         made = vimdeploy.build_engine(

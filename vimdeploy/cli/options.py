@@ -255,6 +255,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def refuse_with_json(as_json: bool, **tables: bool) -> None:
+    """Raise UsageError for a table that was asked for together with JSON."""
+    if as_json and (name := next((name for name, wanted in tables.items() if wanted), None)):
+        raise UsageError(f"--{name} is a table for people, and --json prints none.", hint="Leave one of them out.")
+
+
 def one_precision(*, fp32: bool = False, fp16: bool = False, bf16: bool = False) -> str | None:
     """Return the precision whose flag was given, None without any; UsageError for two."""
     given = [name for name, flag in (("fp32", fp32), ("fp16", fp16), ("bf16", bf16)) if flag]

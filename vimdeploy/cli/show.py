@@ -13,6 +13,7 @@ from vimdeploy.cli.screen import note, result, table, warn
 if TYPE_CHECKING:
     from vimdeploy.artifacts.manifest import ModelInfo
     from vimdeploy.artifacts.recipe import Recipe
+    from vimdeploy.artifacts.tensors import Profile
     from vimdeploy.commands.build_engine import BuiltEngine
     from vimdeploy.commands.convert import Converted
     from vimdeploy.commands.demo import Demo
@@ -120,8 +121,6 @@ def policy() -> None:
 
 def built(made: BuiltEngine) -> None:
     """Show what the engine is, and what was written."""
-    from vimdeploy.commands.build_engine import show_profile
-
     manifest, network = made.manifest, made.manifest.network
     _kept(entry.partition(": ")[::2] for entry in manifest.kept_float32)
     for text in made.notes:
@@ -131,7 +130,7 @@ def built(made: BuiltEngine) -> None:
         ("layers parsed", f"{network['layers']}, of which {network['plugin_layers']} plugins"),
         ("compute layers in half", f"{network['half_compute_share']:.0%} of {network['compute_layers']}"),
         ("weight bytes in half", f"{network['half_weight_share']:.0%}"),
-        ("profiles", "; ".join(map(show_profile, manifest.profiles)) or "fixed shapes"),
+        ("profiles", "; ".join(map(_profile, manifest.profiles)) or "fixed shapes"),
         ("for", ", ".join(manifest.target.compute_capabilities)),
         ("built by", f"{manifest.tensorrt.flavour} {manifest.tensorrt.version} in {made.seconds:.1f} s"),
     ]
@@ -205,6 +204,17 @@ def _ladder(path: Path, report: LadderReport) -> None:
         rows.append((rung.name, rung.status, *numbers, f"{b.relative_rms:.1e}" if b else "", rung.reason))
     columns = ("rung", "status", "rel. RMS", "cosine", "top-1", "to the one before", "")
     table(f"{path} on {report.samples} images, against the first rung", columns, rows)
+
+
+def _profile(profile: Profile) -> str:
+    """Return a profile in words: ``images 1, 8, 64 x 3 x 224 x 224``."""
+    rows = []
+    for name, (least, best, most) in profile.items():
+        rest = " x ".join(map(str, most[1:]))
+        same = least[1:] == best[1:] == most[1:]
+        shapes = f"{least[0]}, {best[0]}, {most[0]} x {rest}" if same else f"{least}, {best}, {most}"
+        rows.append(f"{name} {shapes}")
+    return "; ".join(rows)
 
 
 def _kept(kept: Iterable[tuple[str, str]]) -> None:

@@ -43,6 +43,11 @@ class HalfOptions:
     verify: bool = True
 
     def __post_init__(self) -> None:
+        if self.max_error is not None and not self.verify:
+            raise UsageError(
+                "--max-error is what the verification holds the model to, and --no-verify leaves that out.",
+                hint="Leave one of them out.",
+            )
         if self.precision not in PRECISIONS:
             raise UsageError(f"There is no precision '{self.precision}'.", hint=nearest(self.precision, PRECISIONS))
         if self.io_dtype not in ("fp32", self.precision):

@@ -81,12 +81,12 @@ def demo_folder() -> Path:
     return folder
 
 
-def run_demo(output: Path, *, reporter: Reporter = SILENT) -> Demo:
+def run_demo(output: str | Path = "vimdeploy-demo", *, reporter: Reporter = SILENT) -> Demo:
     """Export the digits model into the folder ``output`` and prove it on the held-back digits.
 
     Args:
-        output: made if need be; receives the ONNX file, its manifest, and the digits as image files.
-        reporter: told what the demo is at.
+        output: Folder for the results: the ONNX file, its manifest, and the digits as image files.
+        reporter: Told what the demo is at.
 
     Raises:
         VerificationError: the exported model departs from the PyTorch model.
@@ -97,7 +97,7 @@ def run_demo(output: Path, *, reporter: Reporter = SILENT) -> Demo:
     from vimdeploy.backends.torch import TorchBackend
     from vimdeploy.commands.export import export
 
-    source = demo_folder()
+    source, output = demo_folder(), Path(output)
     reporter.stage("Unpacking the held-back digits")
     folder = output / "held_out"
     paths, labels = _unpack(source / "held_out.npz", folder)

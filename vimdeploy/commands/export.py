@@ -99,6 +99,8 @@ def export(
 
     checkpoint = None if checkpoint is None else Path(checkpoint)
     _check(checkpoint, arch, recipe, weights, batch)
+    if official_pos_resize and img_size is None:
+        raise UsageError("--official-pos-resize says how to resize.", hint="Add --img-size, or leave it out.")
     path = _output(checkpoint, arch, output)
     request = ModelRequest(
         recipe=recipe or (arch if checkpoint else None),
@@ -130,6 +132,8 @@ def _check(checkpoint: Path | None, arch: str | None, recipe: str | None, weight
         raise UsageError("Name a checkpoint, or a recipe with --arch for random weights.")
     if arch is not None and recipe is not None:
         raise UsageError("--arch and --recipe say the same thing: name one of them.")
+    if checkpoint is None and weights != "model":
+        raise UsageError(f"--weights {weights}: without a checkpoint weights are random.", hint="Leave it out.")
     if weights not in WEIGHTS:
         raise UsageError(f"--weights {weights}: must be {' or '.join(WEIGHTS)}.")
     if batch is not None and batch < 1:

@@ -6,11 +6,12 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vimdeploy.artifacts.engine_manifest import read_engine_manifest
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, read_manifest
 from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.commands.origin import find_checkpoint, request_of
 from vimdeploy.commands.samples import sample_inputs
-from vimdeploy.errors import UsageError
+from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.graph.check import check_model
 from vimdeploy.parity.ladder import LadderReport, climb
 from vimdeploy.parity.rungs import Subject, engine_source, make_rungs
@@ -29,8 +30,11 @@ def climb_ladder(
     samples: int,
     precision: str,
     reporter: Reporter,
-) -> LadderReport:
+) -> tuple[LadderReport, VimdeployError | None]:
     """Compare every form of a model that this machine can run.
+
+    Returns:
+        What was found, and an error where an engine that was named could not be run.
 
     Args:
         path: the exported float32 ONNX file, or a plan built from one that lies beside it.
@@ -49,6 +53,7 @@ def climb_ladder(
     if path.suffix in PLAN_SUFFIXES:
         engines = (path, *engines)
         path = engine_source(path)
+    named = _by_precision(engines, ("fp32", precision))
     model, manifest = read_onnx(path), read_manifest(path)
     if manifest.conversion is not None:
         raise UsageError(
@@ -62,7 +67,42 @@ def climb_ladder(
     subject = Subject(model, manifest, torch_model, missing, precision, engines=engines)
     rungs = make_rungs(subject, images, reporter)
     reporter.stage("Climbing the ladder")
-    return climb(rungs, images, manifest.contract, classes=manifest.model.task == "classify", reporter=reporter)
+    classes = manifest.model.task == "classify"
+    report = climb(rungs, images, manifest.contract, classes=classes, reporter=reporter)
+    return report, _not_run(report, named)
+
+
+def _by_precision(engines: tuple[Path, ...], taken: tuple[str, ...]) -> dict[str, Path]:
+    """Return the engines by their precision; UsageError for one that no rung takes, ArtifactError for a missing one."""
+    found: dict[str, Path] = {}
+    for engine in engines:
+        if not engine.is_file():
+            raise ArtifactError(f"{engine}: there is no such file.")
+        precision = read_engine_manifest(engine).precision
+        if precision not in taken:
+            raise UsageError(
+                f"{engine}: is in {precision}, and the ladder has {' and '.join(taken)}.",
+                hint="Add --bf16." if precision == "bf16" else "Leave --bf16 out.",
+            )
+        if precision in found:
+            raise UsageError(
+                f"{engine}: is in {precision}, as {found[precision]} is; the ladder has one rung for each precision.",
+                hint="Verify them one after the other.",
+            )
+        found[precision] = engine
+    return found
+
+
+def _not_run(report: LadderReport, engines: dict[str, Path]) -> VimdeployError | None:
+    """Return an error for the first engine whose rung was not run: what was not run is not proven."""
+    for rung in report.rungs:
+        engine = engines.get(rung.precision) if rung.name.startswith("engine ") else None
+        if engine is not None and rung.status == "not run":
+            return MissingDependencyError(
+                f"{engine}: was not run: {rung.reason}.",
+                hint="Verify it on the machine that it was built for; without it, leave the engine out.",
+            )
+    return None
 
 
 def _torch_model(

@@ -28,6 +28,8 @@ def find_checkpoint(path: Path, manifest: Manifest, named: Path | None) -> Path 
 
     """
     if manifest.checkpoint.weights == "random":
+        if named is not None:
+            raise UsageError(f"{path}: was exported with random weights, not from {named}.", hint="Leave it out.")
         return None
     checkpoint = named or (path.parent / manifest.checkpoint.file)
     if not checkpoint.exists():

@@ -13,7 +13,7 @@ from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, is_stale, read_manifest
 from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx
 from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.commands.origin import find_checkpoint, request_of
-from vimdeploy.errors import ArtifactError, UsageError, VerificationError
+from vimdeploy.errors import ArtifactError, UsageError, VerificationError, VimdeployError
 from vimdeploy.parity.compare import Report, raise_unless_equal, verify_onnx
 from vimdeploy.parity.ladder import LadderReport
 from vimdeploy.progress import SILENT, Reporter
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from vimdeploy.artifacts.manifest import Manifest
 
 
+_SAMPLES = 8
+"""Synthetic images, where the user does not say."""
+
+
 @dataclass(frozen=True)
 class Verified:
     """What a comparison found: :attr:`passed`, or not."""
@@ -32,8 +36,9 @@ class Verified:
     report: Report | LadderReport
     notes: tuple[str, ...] = ()
     """What a person should know beside it."""
-    violation: VerificationError | None = None
-    """What is wrong although the numbers are right: an op whose body and attributes say different things."""
+    violation: VimdeployError | None = None
+    """What is wrong although the numbers are right: an op whose body and attributes say different things, an engine
+    that was named and could not be run."""
 
     @property
     def passed(self) -> bool:
@@ -41,7 +46,7 @@ class Verified:
         return self.report.passed and self.violation is None
 
     def raise_unless_passed(self) -> None:
-        """Raise VerificationError with what breaks the contract, and where."""
+        """Raise VerificationError with what breaks the contract and where, or with why it was not proven."""
         if isinstance(self.report, Report):
             raise_unless_equal(self.report, str(self.path), "Export the model again with `vimdeploy export`.")
         elif not self.report.passed:
@@ -65,7 +70,7 @@ def verify(
     *,
     checkpoint: str | Path | None = None,
     images: str | Path | None = None,
-    samples: int = 8,
+    samples: int | None = None,
     batch: Sequence[int] = (),
     atol: float | None = None,
     rtol: float | None = None,
@@ -82,10 +87,10 @@ def verify(
     :meth:`Verified.raise_unless_passed`.
 
     Args:
-        model: ONNX file or plan with its manifest beside it; a plan is verified by the ladder.
+        model: ONNX file with its manifest beside it, or a plan, which the ladder verifies.
         checkpoint: The checkpoint, where the manifest's path no longer leads to it.
         images: Folder of image files; default: synthetic images.
-        samples: How many synthetic images.
+        samples: How many synthetic images; default: 8.
         batch: Batch size; may be repeated.
         atol: With --rtol: replaces the recipe's contract.
         rtol: |a - b| <= atol + rtol * |b|.
@@ -106,6 +111,9 @@ def verify(
     path = Path(model)
     named = None if checkpoint is None else Path(checkpoint)
     folder = None if images is None else Path(images)
+    if samples is not None and folder is not None:
+        raise UsageError("--samples is for synthetic images; of --images every one is used.", hint="Leave it out.")
+    samples = samples or _SAMPLES
     if ladder or engine or path.suffix in PLAN_SUFFIXES:
         given = {"--batch": bool(batch), "--ops": ops != "auto", "--atol": atol is not None, "--rtol": rtol is not None}
         if refused := [option for option, is_given in given.items() if is_given]:
@@ -118,7 +126,8 @@ def verify(
 
         engines = tuple(map(Path, engine))
         precision = "bf16" if bf16 else "fp16"
-        return Verified(path, climb_ladder(path, engines, named, folder, samples, precision, reporter))
+        report, not_run = climb_ladder(path, engines, named, folder, samples, precision, reporter)
+        return Verified(path, report, violation=not_run)
     if bf16:
         raise UsageError("--bf16 is for the ladder.", hint="Add --ladder, or leave it out.")
     needs.require("verify")

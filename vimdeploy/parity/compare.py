@@ -11,7 +11,8 @@ from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import Array, filled, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
-from vimdeploy.parity.metrics import Metrics, compare, relative_rms
+from vimdeploy.parity.departure import first_departing_block
+from vimdeploy.parity.metrics import Metrics, compare
 from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.runtime.ort import native_ops
 
@@ -128,7 +129,7 @@ def verify_onnx(
             results.append(BatchResult(batch, output, metrics, name))
     departs = None
     if broken := next((result for result in results if not result.metrics.passed), None):
-        departs = first_departure(onnx_model, model, task, filled(images, min(batches)), contract, broken.ops)
+        departs = first_departing_block(onnx_model, model, task, filled(images, min(batches)), contract, broken.ops)
     return Report("torch float32", "ONNX Runtime", contract, tuple(results), departs)
 
 
@@ -148,36 +149,3 @@ def forms(ops: str) -> tuple[str, ...]:
     if ops == "auto":
         return ("body", "native") if library else ("body",)
     return (ops,)
-
-
-def first_departure(
-    onnx_model: Path | onnx.ModelProto,
-    model: FamilyModel,
-    task: str,
-    images: Array,
-    contract: ParityContract,
-    ops: str = "body",
-) -> str:
-    """Return where two models first differ by more than rounding, in words that follow "they part"."""
-    from vimdeploy.backends.torch import TorchBackend
-
-    reference = TorchBackend(model, task, taps=True).run(images)
-    candidate = OnnxBackend(onnx_model, taps=list(reference), ops=ops).run(images)
-    taps = [name for name in reference if name.startswith("block.")]
-    bound = max(contract.relative_rms or 0.0, 1e-4)
-    # Values that are equal by construction (the residual input of both layers of a pair) are one value in the file.
-    known = [tap for tap in taps if tap in candidate]
-    if not known:
-        return "at a place that is not known: the file does not name its inner values"
-    for tap in known:
-        a, b = candidate[tap], reference[tap]
-        if a.shape != b.shape or not relative_rms(a, b) <= bound:
-            _, block, what = tap.split(".")
-            if what == "residual" and block == "0":
-                return "before block 0: patch embedding, class token or position embeddings"
-            where = {"residual": "its residual input", "hidden": "the output of its mixer", "output": "its output"}[
-                what
-            ]
-            return f"in block {block}, {where}"
-    outputs = ", ".join(name for name in reference if name not in taps)
-    return f"after the last block: final norm, choice of tokens or head ({outputs})"

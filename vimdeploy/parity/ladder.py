@@ -117,11 +117,20 @@ def climb(
         contract = parity[rung.precision]
         against_first = compare(output, first, contract, classes=classes)
         against_previous = compare(output, previous, contract, classes=classes)
-        reason = "; ".join(against_first.violations)
-        if reason and rung.departs:
-            reason += f"; {rung.departs(images)}"
-        status: Status = "failed" if reason else "passed"
-        told = reason or rung.note
-        results.append(RungResult(rung.name, rung.precision, status, against_first, against_previous, told))
+        results.append(_judge(rung, against_first, against_previous, images))
         previous = output
     return LadderReport(tuple(results), len(images))
+
+
+def _judge(rung: Rung, against_first: Metrics, against_previous: Metrics, images: Array) -> RungResult:
+    broken = "; ".join(against_first.violations)
+    if broken and rung.departs:
+        broken += f"; {rung.departs(images)}"
+    return RungResult(
+        rung.name,
+        rung.precision,
+        "failed" if broken else "passed",
+        against_first,
+        against_previous,
+        reason=broken or rung.note,
+    )

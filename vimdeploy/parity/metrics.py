@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,17 @@ def compare(candidate: Array, reference: Array, contract: ParityContract, *, cla
 
 def _compare(candidate: Array, reference: Array, contract: ParityContract, *, classes: bool) -> Metrics:
     if candidate.shape != reference.shape:
-        wrong = f"output has shape {candidate.shape}, the reference {reference.shape}"
-        return Metrics(len(reference), float("nan"), float("nan"), float("nan"), 0, None, None, 0, (wrong,))
+        return Metrics(
+            samples=len(reference),
+            max_abs=float("nan"),
+            relative_rms=float("nan"),
+            cosine=float("nan"),
+            outside=0,
+            top1=None,
+            top5=None,
+            decided=0,
+            violations=(f"output has shape {candidate.shape}, the reference {reference.shape}",),
+        )
     a, b = candidate.astype(np.float64), reference.astype(np.float64)
     difference = np.abs(a - b)
     allowed = None if contract.atol is None else contract.atol + (contract.rtol or 0.0) * np.abs(b)
@@ -97,7 +106,7 @@ def _compare(candidate: Array, reference: Array, contract: ParityContract, *, cl
         decided=decided,
         violations=(),
     )
-    return Metrics(**{**asdict(metrics), "violations": tuple(_violations(metrics, a, contract))})
+    return replace(metrics, violations=tuple(_violations(metrics, a, contract)))
 
 
 def _cosine(a: Array, b: Array) -> float:
