@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], type | None, dict[str, str | None]
         vimdeploy.export,
         None,
         dict.fromkeys(
-            "import_path kwargs module_checkpoint key inputs dynamic rewrite stub report".split()  # of a module
+            ["import_path", "kwargs", "module_checkpoint", "key", "inputs", "dynamic", "rewrite", "stub", "report"]
         ),
     ),
     "verify": (vimdeploy.verify, None, {"output": None}),

@@ -98,20 +98,14 @@ class _Walk:
         """Give the consumers of a reversal of a reversal what was there before, marked as not reversed."""
         marker, before = ir.node("Identity", [plain], name=f"{node.name}_cancelled"), node.outputs[0]
         self.graph.insert_after(node, marker)
-        before.replace_all_uses_with(marker.outputs[0])
-        if not before.is_graph_output():
+        after = marker.outputs[0]
+        if before.is_graph_output():
+            # An output of the graph keeps its name.
+            name, after.shape, after.type = before.name, before.shape, before.type
+            before.name, after.name = f"{name}_twice", name
+        else:
             self.markers.append(marker)
-            return
-        after = marker.outputs[0]  # an output of the graph keeps its name
-        after.name, after.shape, after.type, before.name = (
-            before.name,
-            before.shape,
-            before.type,
-            f"{before.name}_twice",
-        )
-        for index, value in enumerate(self.graph.outputs):
-            if value is before:
-                self.graph.outputs[index] = after
+        before.replace_all_uses_with(after, replace_graph_outputs=True)
 
     def write_down(self, value: ir.Value) -> ir.Value:
         """Return a value that is really reversed, computed right after what it reverses."""
