@@ -22,6 +22,11 @@ REQUIREMENTS = {
     "cuda-bindings": "cuda-bindings>=12.6.1",
     "tensorrt": "tensorrt>=10.3",
     "tensorrt-rtx": "tensorrt-rtx>=1.2",
+    "jinja2": "jinja2>=3.1",
+    "prometheus-client": "prometheus-client>=0.20",
+    "pyarrow": "pyarrow>=17",
+    "starlette": "starlette>=0.40",
+    "uvicorn": "uvicorn>=0.30",
 }
 """Packages as the extras of pyproject.toml ask for them: a test compares."""
 
@@ -35,6 +40,11 @@ MODULES = {
     "cuda-bindings": "cuda",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
+    "jinja2": "jinja2",
+    "prometheus-client": "prometheus_client",
+    "pyarrow": "pyarrow",
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
 }
 """What each package is imported as. What has no module (driver, nvcc, ...) only the doctor looks for."""
 
@@ -49,12 +59,16 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("onnx",),
     "inspect CHECKPOINT": _CHECKPOINT,
     "predict": ("onnxruntime",),
+    "predict -o": ("onnxruntime", "pyarrow"),
     "demo": (*_EXPORT, "onnxruntime"),
     "convert": ("onnx", "onnx-ir", "onnxruntime"),
     "build-plugin": ("nvcc", "compiler", "headers"),
     "build-engine": (*_ENGINE, "onnx", "onnx-ir", "plugin"),
     "build-engine --runtime rtx": ("tensorrt-rtx", "onnx", "onnx-ir"),
     "predict ENGINE": (*_ENGINE, "plugin"),
+    "report": ("onnx", "onnxruntime", "jinja2"),
+    "serve": ("onnxruntime", "prometheus-client", "starlette", "uvicorn"),
+    "serve-repo": (),
 }
 """What each command needs. ``export`` verifies by default, so it needs ONNX Runtime."""
 

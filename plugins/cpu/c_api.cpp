@@ -25,7 +25,8 @@ public:
     Status run(int64_t count, void (*task)(void*, int64_t), void* data) noexcept override
     {
         std::atomic<int64_t> next{0};
-        auto const work = [&]() noexcept {
+        auto const work = [&]() noexcept
+        {
             for (int64_t i = next++; i < count; i = next++)
             {
                 task(data, i);
@@ -176,8 +177,8 @@ int32_t vimdeploy_ops_signature(char const* op, char* text, uint64_t size)
     }
     if (length < size)
     {
-        std::snprintf(text + length, size - length, "-> %s %s", signature->outputIsT ? "T" : "float",
-            signature->outputShape);
+        std::snprintf(
+            text + length, size - length, "-> %s %s", signature->outputIsT ? "T" : "float", signature->outputShape);
     }
     return VIMDEPLOY_OPS_OK;
 }

@@ -45,8 +45,7 @@ void toHalf(float const* from, uint16_t* to, int64_t count)
         // Next to 0.5 one float32 step is one float16 subnormal step, and the addition rounds.
         uint32_t const subnormal = bitsOf(floatOf(magnitude) + 0.5F) - bitsOf(0.5F);
         uint32_t const special = magnitude > 0x7F800000U ? 0x7E00U : 0x7C00U;
-        uint32_t const half
-            = magnitude < 0x38800000U ? subnormal : (magnitude >= 0x47800000U ? special : normal);
+        uint32_t const half = magnitude < 0x38800000U ? subnormal : (magnitude >= 0x47800000U ? special : normal);
         to[i] = static_cast<uint16_t>(half | ((bits >> 16) & 0x8000U));
     }
 }

@@ -19,7 +19,8 @@ struct Candidate
 Candidate const kCANDIDATES[] = {
 #if defined(__x86_64__)
     {&kKERNELS_AVX512,
-        [] {
+        []
+        {
             return __builtin_cpu_supports("avx512f") > 0 && __builtin_cpu_supports("avx2") > 0
                 && __builtin_cpu_supports("fma") > 0;
         }},
@@ -90,8 +91,8 @@ Status checkEnvironment() noexcept
     {
         return {};
     }
-    return Status::error("%s=%s: this machine has no such kernels; its best are %s", kISA_VARIABLE, wanted,
-        kernels().name);
+    return Status::error(
+        "%s=%s: this machine has no such kernels; its best are %s", kISA_VARIABLE, wanted, kernels().name);
 }
 
 } // namespace vimdeploy::cpu

@@ -32,11 +32,11 @@ struct ScanTask
     int64_t states;
     int64_t rank;
     int64_t groups;
-    Walk const* walks;   //!< (G)
+    Walk const* walks; //!< (G)
     float scale;
-    float const* u;      //!< (G, B, L, E), or (1, B, L, E) where uGroupStride is 0
+    float const* u; //!< (G, B, L, E), or (1, B, L, E) where uGroupStride is 0
     int64_t uGroupStride;
-    float const* xDbl;   //!< (G, B, L, R + 2 N), or one for all groups where xGroupStride is 0
+    float const* xDbl; //!< (G, B, L, R + 2 N), or one for all groups where xGroupStride is 0
     int64_t xGroupStride;
     float const* packed; //!< what packScan wrote
     float const* z;      //!< (B, L, E) or null

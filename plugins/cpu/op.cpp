@@ -23,11 +23,13 @@ constexpr int64_t kCONVERTED_AT_ONCE = 1 << 16;
 template <typename FROM, typename TO>
 Status convert(void (*function)(FROM const*, TO*, int64_t), FROM const* from, TO* to, int64_t count, Threads& threads)
 {
-    return parallel(threads, (count + kCONVERTED_AT_ONCE - 1) / kCONVERTED_AT_ONCE, [=](int64_t i) {
-        int64_t const start = i * kCONVERTED_AT_ONCE;
-        int64_t const left = count - start;
-        function(from + start, to + start, left < kCONVERTED_AT_ONCE ? left : kCONVERTED_AT_ONCE);
-    });
+    return parallel(threads, (count + kCONVERTED_AT_ONCE - 1) / kCONVERTED_AT_ONCE,
+        [=](int64_t i)
+        {
+            int64_t const start = i * kCONVERTED_AT_ONCE;
+            int64_t const left = count - start;
+            function(from + start, to + start, left < kCONVERTED_AT_ONCE ? left : kCONVERTED_AT_ONCE);
+        });
 }
 
 } // namespace
@@ -146,7 +148,8 @@ Status Op::run(Tensor const* inputs, Sizes const& sizes, void* output, Threads& 
         return status;
     }
     auto const function = element == Element::kFLOAT16 ? mKernels.toHalf : mKernels.toBrain;
-    return convert(function, static_cast<float const*>(result.data()), static_cast<uint16_t*>(output), elements, threads);
+    return convert(
+        function, static_cast<float const*>(result.data()), static_cast<uint16_t*>(output), elements, threads);
 }
 
 } // namespace vimdeploy::cpu

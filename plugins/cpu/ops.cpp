@@ -69,11 +69,13 @@ protected:
         ConvTask const task{sizes['B'], sizes['L'], sizes['E'], sizes['K'], sizes['G'], mSilu, mBackward.get(),
             values[0], packed, output};
         int64_t const pieces = (task.length + kTOKENS - 1) / kTOKENS;
-        return parallel(threads, task.groups * task.batch * pieces, [&](int64_t i) {
-            int64_t const start = i % pieces * kTOKENS;
-            int64_t const row = i / pieces;
-            mKernels.conv(task, row / task.batch, row % task.batch, start, std::min(start + kTOKENS, task.length));
-        });
+        return parallel(threads, task.groups * task.batch * pieces,
+            [&](int64_t i)
+            {
+                int64_t const start = i % pieces * kTOKENS;
+                int64_t const row = i / pieces;
+                mKernels.conv(task, row / task.batch, row % task.batch, start, std::min(start + kTOKENS, task.length));
+            });
     }
 
 private:
@@ -141,7 +143,8 @@ protected:
         }
         for (size_t g = 0; g < mAttributes.directions.size(); ++g)
         {
-            walks[g] = {sizes['L'], mAttributes.height, mAttributes.directions[g] == -1, mAttributes.columnMajor[g] == 1};
+            walks[g]
+                = {sizes['L'], mAttributes.height, mAttributes.directions[g] == -1, mAttributes.columnMajor[g] == 1};
         }
         int64_t const rows = sizes['B'] * sizes['L'];
         ScanTask task{};
@@ -162,10 +165,12 @@ protected:
         task.state = state.data();
         int64_t const piece = blocksPerPiece(task.batch, blocks, threads.count(), mKernels.lanes);
         int64_t const pieces = (blocks + piece - 1) / piece;
-        return parallel(threads, task.batch * pieces, [&](int64_t i) {
-            int64_t const first = i % pieces * piece;
-            mKernels.scan(task, i / pieces, first, std::min(first + piece, blocks));
-        });
+        return parallel(threads, task.batch * pieces,
+            [&](int64_t i)
+            {
+                int64_t const first = i % pieces * piece;
+                mKernels.scan(task, i / pieces, first, std::min(first + piece, blocks));
+            });
     }
 
 private:
@@ -231,10 +236,12 @@ protected:
             values[3], values[4], packed, values[7], output, state.data()};
         int64_t const piece = blocksPerPiece(task.batch, blocks, threads.count(), mKernels.lanes);
         int64_t const pieces = (blocks + piece - 1) / piece;
-        return parallel(threads, task.batch * pieces, [&](int64_t i) {
-            int64_t const first = i % pieces * piece;
-            mKernels.scanDelta(task, i / pieces, first, std::min(first + piece, blocks));
-        });
+        return parallel(threads, task.batch * pieces,
+            [&](int64_t i)
+            {
+                int64_t const first = i % pieces * piece;
+                mKernels.scanDelta(task, i / pieces, first, std::min(first + piece, blocks));
+            });
     }
 
 private:

@@ -68,9 +68,8 @@ protected:
 
     [[nodiscard]] virtual Status checkAttributes(Sizes const& sizes) const noexcept = 0;
     [[nodiscard]] virtual bool pack(Values const& values, Sizes const& sizes, Buffer& packed) const noexcept = 0;
-    virtual Status compute(
-        Values const& values, float const* packed, Sizes const& sizes, float* output, Threads& threads) const noexcept
-        = 0;
+    virtual Status compute(Values const& values, float const* packed, Sizes const& sizes, float* output,
+        Threads& threads) const noexcept = 0;
 
     Signature const& mSignature;
     Kernels const& mKernels;

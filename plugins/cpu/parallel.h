@@ -30,8 +30,7 @@ public:
 template <typename BODY>
 Status parallel(Threads& threads, int64_t count, BODY body) noexcept
 {
-    return threads.run(
-        count, [](void* data, int64_t i) { (*static_cast<BODY*>(data))(i); }, &body);
+    return threads.run(count, [](void* data, int64_t i) { (*static_cast<BODY*>(data))(i); }, &body);
 }
 
 //! Blocks of channels per piece, so that `threads` have equal work over the samples: all of them where one thread runs

@@ -73,8 +73,8 @@ struct Projections
 
 //! Walks STATES of the states through a tile and adds what they give to y.
 template <size_t STATES>
-VIMDEPLOY_INLINE void walkStates(Block const& block, int64_t firstState, Projections const& p, Vec const* delta,
-    Vec const* drive, Vec* y, int count)
+VIMDEPLOY_INLINE void walkStates(
+    Block const& block, int64_t firstState, Projections const& p, Vec const* delta, Vec const* drive, Vec* y, int count)
 {
     Vec const* const rate = block.rate + firstState;
     Vec* const kept = block.state + firstState;
@@ -104,8 +104,8 @@ VIMDEPLOY_INLINE void walkStates(Block const& block, int64_t firstState, Project
     }
 }
 
-VIMDEPLOY_INLINE void walkAllStates(Block const& block, int64_t states, Projections const& p, Vec const* delta,
-    Vec const* drive, Vec* y, int count)
+VIMDEPLOY_INLINE void walkAllStates(
+    Block const& block, int64_t states, Projections const& p, Vec const* delta, Vec const* drive, Vec* y, int count)
 {
     int64_t n = 0;
     for (; n + kCHUNK <= states; n += kCHUNK)
@@ -329,8 +329,7 @@ void scan(ScanTask const& task, int64_t sample, int64_t first, int64_t last)
 }
 
 template <bool FULL>
-VIMDEPLOY_INLINE void loadDelta(
-    Vec* delta, float const* values, Block const& block, Tile const& tile, int64_t channels)
+VIMDEPLOY_INLINE void loadDelta(Vec* delta, float const* values, Block const& block, Tile const& tile, int64_t channels)
 {
     for (int t = 0; t < tile.count; ++t)
     {

@@ -80,15 +80,14 @@ private:
 Signature const kCAUSAL_CONV1D
     = {"CausalConv1d", {{"x", true, "B,L,E"}, {"weight", true, "G,E,K"}, {"bias", true, "G,E"}}, 3, true, "G,B,L,E"};
 
-#define VIMDEPLOY_SCAN_INPUTS                                                                                           \
-    {"u", true, "G|1,B,L,E"}, {"x_dbl", true, "G|1,B,L,R+2N"}, {"A", false, "G,E,N"}, {"D", false, "G,E"},             \
+#define VIMDEPLOY_SCAN_INPUTS                                                                              \
+    {"u", true, "G|1,B,L,E"}, {"x_dbl", true, "G|1,B,L,R+2N"}, {"A", false, "G,E,N"}, {"D", false, "G,E"}, \
         {"dt_weight", true, "G,E,R"}, {"dt_bias", false, "G,E"}
-#define VIMDEPLOY_DELTA_INPUTS                                                                                          \
-    {"u", true, "B,L,E"}, {"delta", true, "B,L,E"}, {"A", false, "E,N"}, {"B", true, "B,L,G,N"},                       \
+#define VIMDEPLOY_DELTA_INPUTS                                                                   \
+    {"u", true, "B,L,E"}, {"delta", true, "B,L,E"}, {"A", false, "E,N"}, {"B", true, "B,L,G,N"}, \
         {"C", true, "B,L,G,N"}, {"D", false, "E"}, {"delta_bias", false, "E"}
 
-Signature const kSELECTIVE_SCAN
-    = {"SelectiveScan", {VIMDEPLOY_SCAN_INPUTS, {"z", true, "B,L,E"}}, 7, true, "B,L,E"};
+Signature const kSELECTIVE_SCAN = {"SelectiveScan", {VIMDEPLOY_SCAN_INPUTS, {"z", true, "B,L,E"}}, 7, true, "B,L,E"};
 Signature const kSELECTIVE_SCAN_NO_GATE = {"SelectiveScanNoGate", {VIMDEPLOY_SCAN_INPUTS}, 6, false, "B,L,E"};
 Signature const kSELECTIVE_SCAN_DELTA
     = {"SelectiveScanDelta", {VIMDEPLOY_DELTA_INPUTS, {"z", true, "B,L,E"}}, 8, true, "B,L,E"};

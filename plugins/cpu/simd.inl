@@ -97,8 +97,7 @@ VIMDEPLOY_INLINE Vec polynomial(float const (&coefficients)[TERMS], Vec x)
 //! p * 2^r for the integer that `rounded` (r + kROUND) holds in its low bits; the result must not be subnormal.
 VIMDEPLOY_INLINE Vec scaleByBits(Vec p, Vec rounded)
 {
-    return reinterpret_cast<Vec>(
-        reinterpret_cast<VecInt>(p) + (reinterpret_cast<VecInt>(rounded) << kEXPONENT_SHIFT));
+    return reinterpret_cast<Vec>(reinterpret_cast<VecInt>(p) + (reinterpret_cast<VecInt>(rounded) << kEXPONENT_SHIFT));
 }
 
 //! 2^(a b), worst relative error 2.8 * 2^-24; below 2^-126 it is that or zero, above 2^128 infinite.

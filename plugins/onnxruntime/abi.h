@@ -54,31 +54,31 @@ struct Api
 {
     void* slots[278];
 
-#define VIMDEPLOY_SLOT(index, result, name, parameters, arguments)                                                      \
-    result name parameters const noexcept                                                                              \
-    {                                                                                                                  \
-        return reinterpret_cast<result(*) parameters>(slots[index]) arguments;                                         \
+#define VIMDEPLOY_SLOT(index, result, name, parameters, arguments)             \
+    result name parameters const noexcept                                      \
+    {                                                                          \
+        return reinterpret_cast<result(*) parameters>(slots[index]) arguments; \
     }
     VIMDEPLOY_SLOT(0, OrtStatus*, CreateStatus, (Code code, char const* text), (code, text))
     VIMDEPLOY_SLOT(26, OrtStatus*, CreateCustomOpDomain, (char const* name, OrtCustomOpDomain** domain), (name, domain))
     VIMDEPLOY_SLOT(27, OrtStatus*, CustomOpDomainAdd, (OrtCustomOpDomain * domain, void const* op), (domain, op))
-    VIMDEPLOY_SLOT(28, OrtStatus*, AddCustomOpDomain, (OrtSessionOptions * options, OrtCustomOpDomain* domain),
-        (options, domain))
+    VIMDEPLOY_SLOT(
+        28, OrtStatus*, AddCustomOpDomain, (OrtSessionOptions * options, OrtCustomOpDomain* domain), (options, domain))
     VIMDEPLOY_SLOT(51, OrtStatus*, GetTensorMutableData, (OrtValue * value, void** data), (value, data))
     VIMDEPLOY_SLOT(
         61, OrtStatus*, GetDimensionsCount, (OrtTensorTypeAndShapeInfo const* info, size_t* count), (info, count))
     VIMDEPLOY_SLOT(62, OrtStatus*, GetDimensions, (OrtTensorTypeAndShapeInfo const* info, int64_t* dims, size_t count),
         (info, dims, count))
-    VIMDEPLOY_SLOT(65, OrtStatus*, GetTensorTypeAndShape, (OrtValue const* value, OrtTensorTypeAndShapeInfo** info),
-        (value, info))
+    VIMDEPLOY_SLOT(
+        65, OrtStatus*, GetTensorTypeAndShape, (OrtValue const* value, OrtTensorTypeAndShapeInfo** info), (value, info))
     VIMDEPLOY_SLOT(85, OrtStatus*, KernelInfoGetFloat, (OrtKernelInfo const* info, char const* name, float* value),
         (info, name, value))
     VIMDEPLOY_SLOT(86, OrtStatus*, KernelInfoGetInt, (OrtKernelInfo const* info, char const* name, int64_t* value),
         (info, name, value))
     VIMDEPLOY_SLOT(87, OrtStatus*, KernelInfoGetString,
         (OrtKernelInfo const* info, char const* name, char* text, size_t* size), (info, name, text, size))
-    VIMDEPLOY_SLOT(88, OrtStatus*, KernelContextGetInputCount, (OrtKernelContext const* context, size_t* count),
-        (context, count))
+    VIMDEPLOY_SLOT(
+        88, OrtStatus*, KernelContextGetInputCount, (OrtKernelContext const* context, size_t* count), (context, count))
     VIMDEPLOY_SLOT(90, OrtStatus*, KernelContextGetInput,
         (OrtKernelContext const* context, size_t i, OrtValue const** value), (context, i, value))
     VIMDEPLOY_SLOT(91, OrtStatus*, KernelContextGetOutput,

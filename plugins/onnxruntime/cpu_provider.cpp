@@ -60,8 +60,8 @@ public:
     cpu::Status run(int64_t count, void (*task)(void*, int64_t), void* data) noexcept override
     {
         Work work{task, data};
-        OrtStatus* const status = mApi.KernelContextParallelFor(
-            mContext, &Work::run, static_cast<size_t>(count), 0, &work);
+        OrtStatus* const status
+            = mApi.KernelContextParallelFor(mContext, &Work::run, static_cast<size_t>(count), 0, &work);
         if (count > 1)
         {
             mSeen.saw(work.most.load(std::memory_order_relaxed));
@@ -175,35 +175,39 @@ OrtStatus* prepare(Kernel& kernel, OrtKernelInfo const* info)
 
 OrtStatus* createKernel(CustomOp const* self, Api const* api, OrtKernelInfo const* info, void** created) noexcept
 {
-    return guarded(*api, [&]() -> OrtStatus* {
-        auto const& described = *static_cast<DescribedOp const*>(self);
-        Attributes attributes;
-        VIMDEPLOY_TRY(readAttributes(*api, info, *described.signature, attributes));
-        std::unique_ptr<Kernel> kernel(
-            new Kernel{*api, described, makeOp(*described.signature, std::move(attributes)), {}});
-        VIMDEPLOY_TRY(prepare(*kernel, info));
-        *created = kernel.release();
-        return nullptr;
-    });
+    return guarded(*api,
+        [&]() -> OrtStatus*
+        {
+            auto const& described = *static_cast<DescribedOp const*>(self);
+            Attributes attributes;
+            VIMDEPLOY_TRY(readAttributes(*api, info, *described.signature, attributes));
+            std::unique_ptr<Kernel> kernel(
+                new Kernel{*api, described, makeOp(*described.signature, std::move(attributes)), {}});
+            VIMDEPLOY_TRY(prepare(*kernel, info));
+            *created = kernel.release();
+            return nullptr;
+        });
 }
 
 OrtStatus* compute(void* self, OrtKernelContext* context) noexcept
 {
     auto& kernel = *static_cast<Kernel*>(self);
     Api const& api = kernel.api;
-    return guarded(api, [&]() -> OrtStatus* {
-        Inputs inputs;
-        VIMDEPLOY_TRY(inputs.readAll(api, context, kernel.described));
-        cpu::Sizes sizes;
-        std::vector<int64_t> shape;
-        VIMDEPLOY_TRY(toOrt(api, kernel.op->check(inputs.tensors, inputs.count, sizes, shape)));
-        OrtValue* output = nullptr;
-        VIMDEPLOY_TRY(api.KernelContextGetOutput(context, 0, shape.data(), shape.size(), &output));
-        void* data = nullptr;
-        VIMDEPLOY_TRY(api.GetTensorMutableData(output, &data));
-        RuntimeThreads threads(api, context, kernel.threads);
-        return toOrt(api, kernel.op->run(inputs.tensors, sizes, data, threads));
-    });
+    return guarded(api,
+        [&]() -> OrtStatus*
+        {
+            Inputs inputs;
+            VIMDEPLOY_TRY(inputs.readAll(api, context, kernel.described));
+            cpu::Sizes sizes;
+            std::vector<int64_t> shape;
+            VIMDEPLOY_TRY(toOrt(api, kernel.op->check(inputs.tensors, inputs.count, sizes, shape)));
+            OrtValue* output = nullptr;
+            VIMDEPLOY_TRY(api.KernelContextGetOutput(context, 0, shape.data(), shape.size(), &output));
+            void* data = nullptr;
+            VIMDEPLOY_TRY(api.GetTensorMutableData(output, &data));
+            RuntimeThreads threads(api, context, kernel.threads);
+            return toOrt(api, kernel.op->run(inputs.tensors, sizes, data, threads));
+        });
 }
 
 constexpr cpu::Signature const* kSIGNATURES[] = {&cpu::kCAUSAL_CONV1D, &cpu::kSELECTIVE_SCAN,

@@ -48,14 +48,14 @@ DescribedOp describe(cpu::Signature const& signature, ElementType type, char con
     op.provider = provider;
     op.getName = [](CustomOp const* self) { return described(self).signature->op; };
     op.getExecutionProviderType = [](CustomOp const* self) { return described(self).provider; };
-    op.getInputType = [](CustomOp const* self, size_t i) {
+    op.getInputType = [](CustomOp const* self, size_t i)
+    {
         DescribedOp const& me = described(self);
         return i < me.signature->inputCount && me.signature->inputs[i].isT ? me.type : ElementType::kFLOAT;
     };
     op.getInputTypeCount = [](CustomOp const* self) { return described(self).signature->inputCount; };
-    op.getOutputType = [](CustomOp const* self, size_t) {
-        return described(self).signature->outputIsT ? described(self).type : ElementType::kFLOAT;
-    };
+    op.getOutputType = [](CustomOp const* self, size_t)
+    { return described(self).signature->outputIsT ? described(self).type : ElementType::kFLOAT; };
     op.getOutputTypeCount = [](CustomOp const*) -> size_t { return 1; };
     op.getInputCharacteristic = [](CustomOp const*, size_t) { return Arity::kREQUIRED; };
     op.getOutputCharacteristic = [](CustomOp const*, size_t) { return Arity::kREQUIRED; };
@@ -151,7 +151,8 @@ OrtStatus* Inputs::read(Api const& api, OrtValue const* value, DescribedOp const
     }
     api.ReleaseTensorTypeAndShapeInfo(info);
     VIMDEPLOY_TRY(status);
-    tensor.rank = static_cast<int64_t>(rank); // one that is larger than the memory fits no op and is refused by its rank
+    tensor.rank
+        = static_cast<int64_t>(rank); // one that is larger than the memory fits no op and is refused by its rank
     tensor.dims = dims[i];
     void* data = nullptr;
     VIMDEPLOY_TRY(api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
@@ -164,7 +165,8 @@ OrtStatus* Inputs::readAll(Api const& api, OrtKernelContext const* context, Desc
     VIMDEPLOY_TRY(api.KernelContextGetInputCount(context, &count));
     if (count != op.signature->inputCount)
     {
-        return toOrt(api, Status::error("%s: takes %zu inputs, not %zu", op.signature->op, op.signature->inputCount, count));
+        return toOrt(
+            api, Status::error("%s: takes %zu inputs, not %zu", op.signature->op, op.signature->inputCount, count));
     }
     for (size_t i = 0; i < count; ++i)
     {

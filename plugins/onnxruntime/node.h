@@ -8,13 +8,13 @@
 #include <vector>
 
 //! Hands a failure of ONNX Runtime on.
-#define VIMDEPLOY_TRY(call)                                                                                            \
-    do                                                                                                                 \
-    {                                                                                                                  \
-        if (OrtStatus* const status_ = (call))                                                                         \
-        {                                                                                                              \
-            return status_;                                                                                            \
-        }                                                                                                              \
+#define VIMDEPLOY_TRY(call)                    \
+    do                                         \
+    {                                          \
+        if (OrtStatus* const status_ = (call)) \
+        {                                      \
+            return status_;                    \
+        }                                      \
     } while (false)
 
 namespace vimdeploy::ort
@@ -35,8 +35,7 @@ struct DescribedOp : CustomOp
 DescribedOp describe(cpu::Signature const& signature, ElementType type, char const* provider) noexcept;
 
 //! Adds ops to the session of `options`, in a domain that lives as long as the process.
-OrtStatus* addToSession(
-    Api const& api, OrtSessionOptions* options, DescribedOp const* ops, size_t count) noexcept;
+OrtStatus* addToSession(Api const& api, OrtSessionOptions* options, DescribedOp const* ops, size_t count) noexcept;
 
 //! \return a status of ONNX Runtime for a failure, null for success.
 OrtStatus* toOrt(Api const& api, cpu::Status const& status) noexcept;

@@ -16,7 +16,8 @@ import typer.main
 
 import vimdeploy
 from vimdeploy.cli.app import app
-from vimdeploy.cli.options import DType, Ops, Runtime, Task, Weights
+from vimdeploy.cli.module import ModuleGroup
+from vimdeploy.cli.options import DType, Ops, Runtime, Task
 from vimdeploy.commands.demo import run_demo
 from vimdeploy.predicting.run import Request
 from vimdeploy.tensorrt.options import BuildOptions
@@ -27,19 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], type | None, dict[str, str | None]
     "export": (
         vimdeploy.export,
         None,
-        dict.fromkeys(
-            [
-                "import_path",
-                "kwargs",
-                "module_checkpoint",
-                "key",
-                "inputs",
-                "dynamic",
-                "rewrite",
-                "stub",
-                "report",
-            ]  # of a module
-        ),
+        dict.fromkeys([f.name for f in dataclasses.fields(ModuleGroup)]),
     ),
     "verify": (vimdeploy.verify, None, {"output": None}),
     "inspect": (vimdeploy.inspect, None, {}),
@@ -137,13 +126,11 @@ def test_help_is_what_the_docstring_says(name: str) -> None:
 def test_choices_are_those_of_the_rooms_that_know_them() -> None:
     from typing import get_args
 
-    from vimdeploy.commands.export import WEIGHTS
     from vimdeploy.graph.policy import PRECISIONS
     from vimdeploy.models.family import TASKS
     from vimdeploy.runtime.ort import Ops as Known
     from vimdeploy.tensorrt.api import Flavour
 
-    assert [w.value for w in Weights] == list(WEIGHTS)
     assert {t.value for t in Task} == set(TASKS)
     assert [d.value for d in DType] == ["fp32", *PRECISIONS]
     assert {o.value for o in Ops} == set(get_args(Known))

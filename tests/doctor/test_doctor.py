@@ -110,7 +110,7 @@ def finding(report: Report, words: str) -> Finding:
 
 def test_a_bare_machine_can_only_list_and_says_what_to_install(machine: Machine) -> None:
     report = examine(machine)
-    assert [c.name for c in report.commands if c.ready] == ["doctor", "recipes"]
+    assert [c.name for c in report.commands if c.ready] == ["doctor", "recipes", "serve-repo"]
     assert command(report, "verify").missing == (
         "torch is not installed",
         "onnx is not installed",
@@ -648,8 +648,11 @@ def test_this_very_machine_is_examined_without_importing_torch() -> None:
 
 def test_only_commands_that_exist_are_spoken_of(machine: Machine) -> None:
     report = examine(machine, available={"doctor", "predict"})
-    assert [c.name for c in report.commands] == ["doctor", "predict"]
-    assert [f.message for f in report.findings] == ["onnxruntime is not installed (needed by predict)"]
+    assert [c.name for c in report.commands] == ["doctor", "predict", "predict -o"]
+    assert [f.message for f in report.findings] == [
+        "pyarrow is not installed (needed by predict -o)",
+        "onnxruntime is not installed (needed by predict, predict -o)",
+    ]
 
 
 def test_every_command_of_the_command_line_is_judged() -> None:

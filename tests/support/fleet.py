@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from trt_wheels import cache
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits"
-SITE = Path(sysconfig.get_paths()["purelib"])
+SITES = [path for path in sys.path if path.endswith("site-packages")]
 
 
 def export_digits(folder: Path, *options: object) -> Path:
@@ -55,14 +54,14 @@ def environment(name: str, requirements: Sequence[str], *, layered: bool) -> Pat
         layered: whether it also sees the packages of the environment that runs the tests.
 
     """
-    digest = hashlib.sha256("\n".join([*requirements, str(SITE)]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join([*requirements, *SITES]).encode()).hexdigest()[:12]
     root = cache() / f"{name}-{sys.version_info.major}{sys.version_info.minor}-{digest}"
     python = root / "bin" / "python"
     if not (root / "complete").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(root)], check=True)
         if layered:
             own = Path(f"{root}/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages")
-            (own / "tests_environment.pth").write_text(f"{SITE}\n")
+            (own / "tests_environment.pth").write_text("\n".join(SITES) + "\n")
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         alone = [r.removeprefix("--no-deps ") for r in requirements if r.startswith("--no-deps ")]
         others = [r for r in requirements if not r.startswith("--no-deps ")]

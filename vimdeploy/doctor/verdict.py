@@ -63,9 +63,15 @@ def pip_install(facts: Facts, *specifiers: str, options: str = "") -> str:
     return needs.pip_install(*specifiers, python=facts.executable, options=options)
 
 
+_PLAIN_PACKAGES = (
+    *("torch", "onnx", "onnxscript", "onnx-ir", "safetensors"),
+    *("jinja2", "prometheus-client", "pyarrow", "starlette", "uvicorn"),
+)
+
+
 def _needs(facts: Facts) -> dict[str, _Need]:
     found = {}
-    for name in ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors"):
+    for name in _PLAIN_PACKAGES:
         absent = not facts.package(name).version
         found[name] = _Need(f"{name} is not installed", packages=(REQUIREMENTS[name],)) if absent else _Need()
     found["onnxruntime"] = _onnxruntime_need(facts)

@@ -107,7 +107,7 @@ def built_path(sources: Path) -> Path:
     """Return where the library built from ``sources`` is kept in the user's cache: one folder per state of them."""
     digest = hashlib.sha256(f"{platform.machine()} {_FLAGS} {_UNITS}".encode())
     for folder in _FOLDERS:
-        for path in sorted((sources / folder).iterdir()):
+        for path in sorted(p for p in (sources / folder).iterdir() if p.is_file()):
             digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return Places().cache / OPS_KIND.folder / digest.hexdigest()[:16] / OPS
 

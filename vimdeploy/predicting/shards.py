@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
+from vimdeploy.needs import REQUIREMENTS, pip_install
 from vimdeploy.predicting.items import Item
 from vimdeploy.predicting.labels import Accuracy
 from vimdeploy.predicting.rows import Prediction
@@ -88,7 +89,7 @@ class ShardWriter:
         """
         if find_spec("pyarrow") is None:
             raise MissingDependencyError(
-                "Writing parquet needs pyarrow, which is not installed.", hint="pip install 'vimdeploy[parquet]'"
+                "Writing parquet needs pyarrow, which is not installed.", hint=pip_install(REQUIREMENTS["pyarrow"])
             )
         self._folder, self._job, self._sources = folder.rstrip("/"), job, sources
         self._storage: Storage = storage_of(folder)

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from vimdeploy.artifacts.files import write_all
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
+from vimdeploy.needs import REQUIREMENTS, pip_install
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -210,7 +211,7 @@ def _filesystem(uri: str) -> tuple[FileSystem, str]:
     except ImportError as error:
         raise MissingDependencyError(
             f"{uri}: reading and writing other file systems needs pyarrow, which is not installed.",
-            hint="pip install 'vimdeploy[parquet]'",
+            hint=pip_install(REQUIREMENTS["pyarrow"]),
         ) from error
     try:
         found: tuple[FileSystem, str] = FileSystem.from_uri(_quoted(uri))

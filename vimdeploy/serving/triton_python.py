@@ -41,7 +41,7 @@ class RuntimeModel:
         answers, start = [], 0
         for array in arrays:
             rows = slice(start, start + len(array))
-            tensors = [pb.Tensor(t.name, np.ascontiguousarray(found[t.name][rows])) for t in self._session.outputs]
+            tensors = [_tensor(pb, t.name, found[t.name][rows]) for t in self._session.outputs]
             answers.append(pb.InferenceResponse(output_tensors=tensors))
             start = rows.stop
         return answers
@@ -72,7 +72,7 @@ class PreprocessModel:
                 answers.append(_refusal(pb, error))
                 continue
             images = images.astype(self._manifest.input.dtype, copy=False)
-            answers.append(pb.InferenceResponse(output_tensors=[pb.Tensor(self._manifest.input.name, images)]))
+            answers.append(pb.InferenceResponse(output_tensors=[_tensor(pb, self._manifest.input.name, images)]))
         return answers
 
     def _image(self, place: int, content: bytes) -> Any:
@@ -81,6 +81,10 @@ class PreprocessModel:
 
 def _folder(args: dict[str, str]) -> Path:
     return Path(args["model_repository"]) / args["model_version"]
+
+
+def _tensor(pb: Any, name: str, array: Any) -> Any:
+    return pb.Tensor(name, np.ascontiguousarray(array))
 
 
 def _refusal(pb: Any, error: VimdeployError) -> Any:
