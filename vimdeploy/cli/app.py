@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import vimdeploy
-from vimdeploy.cli import engine, module, predict, serving, show
+from vimdeploy.cli import benchmark, engine, module, predict, serving, show
 from vimdeploy.cli.options import (
     AsJson,
     ImageSize,
@@ -294,6 +294,7 @@ def demo(
         show.demo(made)
 
 
+benchmark.register(app)
 engine.register(app)
 predict.register(app)
 serving.register(app)
