@@ -16,6 +16,7 @@ import typer.main
 
 import vimdeploy
 from vimdeploy.cli.app import app
+from vimdeploy.cli.module import ModuleGroup
 from vimdeploy.cli.options import DType, Ops, Runtime, Task, Weights
 from vimdeploy.commands.demo import run_demo
 from vimdeploy.predicting.run import Request
@@ -27,9 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], type | None, dict[str, str | None]
     "export": (
         vimdeploy.export,
         None,
-        dict.fromkeys(
-            "import_path kwargs module_checkpoint key inputs dynamic rewrite stub report".split()  # of a module
-        ),
+        dict.fromkeys([f.name for f in dataclasses.fields(ModuleGroup)]),
     ),
     "verify": (vimdeploy.verify, None, {"output": None}),
     "inspect": (vimdeploy.inspect, None, {}),

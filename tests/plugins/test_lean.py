@@ -34,7 +34,10 @@ def ours():
 def fields(op, directions=(1, -1), kernels=None):
     i32, f32, char = trt.PluginFieldType.INT32, trt.PluginFieldType.FLOAT32, trt.PluginFieldType.CHAR
     one = [trt.PluginField("directions", np.array(directions, np.int32), i32)]
-    if op == "CausalConv1d":
+    if op.startswith("SelectiveScanDelta"):
+        flags = {"delta_softplus": 1, "reverse": int(directions[1] > 1) * 5}
+        one = [trt.PluginField(name, np.array([value], np.int32), i32) for name, value in flags.items()]
+    elif op == "CausalConv1d":
         one.append(trt.PluginField("activation", b"silu", char))
     else:
         one.append(trt.PluginField("column_major", np.zeros(len(directions), np.int32), i32))
@@ -143,8 +146,9 @@ def test_creates_plugins_in_both_phases_and_answers_capabilities(loaded: tuple[d
             assert answer["kinds"]["RUNTIME"] == ["PLUGIN_V3ONE_RUNTIME", 1]
             assert answer["core"] == [op, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE]
             assert answer["outputs"] == 1
-            assert answer["timing_cache_id"].startswith("directions=1,-1;")
-            assert answer["metadata"].startswith(f"vimdeploy::{op};version=1;directions=1,-1;")
+            said = "delta_softplus=1;reverse=0" if "Delta" in op else "directions=1,-1;"
+            assert answer["timing_cache_id"].startswith(said)
+            assert answer["metadata"].startswith(f"vimdeploy::{op};version=1;{said}")
 
 
 def test_refuses_a_plan_of_other_kernels_in_words(loaded: tuple[dict[str, Any], str]) -> None:

@@ -13,16 +13,7 @@ from typer.core import TyperGroup
 
 import vimdeploy
 from vimdeploy.cli import benchmark, engine, module, predict, serving, show
-from vimdeploy.cli.options import (
-    AsJson,
-    ImageSize,
-    Ops,
-    Task,
-    Weights,
-    parse_batch,
-    parse_image_size,
-    parse_model_args,
-)
+from vimdeploy.cli.options import AsJson, CheckpointGroup, Ops, grouped
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, reporter
 
 
@@ -68,7 +59,10 @@ def _root(
 
 
 @app.command()
+@grouped
 def export(
+    of_checkpoint: CheckpointGroup,
+    of_module: module.ModuleGroup,
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
@@ -79,92 +73,23 @@ def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="ONNX file to write; default: beside the checkpoint.")
     ] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="A recipe's model; without a checkpoint it gets random weights, to measure it.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Name of a recipe (see `vimdeploy recipes`) or a TOML file.")
-    ] = None,
-    model_args: Annotated[
-        dict[str, Any] | None,
-        typer.Option(
-            parser=parse_model_args,
-            metavar="JSON",
-            help="What shapes cannot tell, in the official constructor's names: JSON text or a JSON/TOML file.",
-        ),
-    ] = None,
-    weights: Annotated[
-        Weights, typer.Option(help="Which weights of a training checkpoint: model or ema.")
-    ] = Weights.MODEL,
-    img_size: Annotated[
-        ImageSize | None,
-        typer.Option(
-            parser=parse_image_size,
-            metavar="SIZE",
-            help="Export at another image size, N or HxW in pixels; position embeddings are resized.",
-        ),
-    ] = None,
-    official_pos_resize: Annotated[
-        bool, typer.Option("--official-pos-resize", help="Resize position embeddings as the official code does.")
-    ] = False,
-    batch: Annotated[
-        int | None, typer.Option(parser=parse_batch, metavar="N", help="A fixed batch size; default: any.")
-    ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset.")] = 20,
-    task: Annotated[
-        Task | None,
-        typer.Option(
-            help="classify (logits), features (before the head), tokens, or dense (feature maps); "
-            "default: dense for a backbone, else classify."
-        ),
-    ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove it equal in ONNX Runtime.")] = True,
-    import_path: module.ImportPaths = None,
-    kwargs: module.Kwargs = None,
-    module_checkpoint: module.Checkpoint = None,
-    key: module.Key = None,
-    inputs: module.Inputs = None,
-    dynamic: module.Dynamic = None,
-    rewrite: module.Rewrites = None,
-    stub: module.Stubs = None,
-    report: module.Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint, or a module of your own (package.module:function), to a verified ONNX file."""
     if checkpoint is not None and module.is_entry(str(checkpoint)):
-        module.export(
-            str(checkpoint), output, import_path, kwargs, module_checkpoint, key, inputs, dynamic, rewrite, stub,
-            report, opset, verify, as_json,
-        )  # fmt: skip
+        of_checkpoint.refuse(f"{checkpoint} is a module of your own", "Say what it is with --kwargs and --input.")
+        own = module.export(str(checkpoint), output, of_module, opset=opset, verify=verify)
+        if as_json:
+            print_json(own.to_dict())
+        else:
+            show.exported_entry(own)
         return
-    module.refuse_without_entry(
-        {
-            "--import-path": import_path,
-            "--kwargs": kwargs,
-            "--checkpoint": module_checkpoint,
-            "--key": key,
-            "--input": inputs,
-            "--dynamic": dynamic,
-            "--rewrite": rewrite,
-            "--stub": stub,
-            "--report": report,
-        }
-    )
+    of_module.refuse("there is no module of your own", "Name its function: vimdeploy export package.module:function")
     with reporter("Exporting") as told:
         made = vimdeploy.export(
-            checkpoint,
-            output,
-            arch=arch,
-            recipe=recipe,
-            model_args=model_args,
-            weights=weights.value,
-            img_size=img_size,
-            official_pos_resize=official_pos_resize,
-            batch=batch,
-            opset=opset,
-            task=task.value if task else None,
-            verify=verify,
-            reporter=told,
+            checkpoint, output, opset=opset, verify=verify, reporter=told, **of_checkpoint.arguments()
         )
     if as_json:
         print_json(made.to_dict())

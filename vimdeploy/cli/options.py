@@ -135,11 +135,80 @@ def parse_capabilities(names: list[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"sm_{number}" for number in digits))
 
 
+class Group:
+    """Options that several commands share, or that belong together: a dataclass with one field an option."""
+
+    def given(self) -> list[str]:
+        """Return the options that were given a value, as they are written."""
+        said = []
+        for f in fields(self):  # type: ignore[arg-type]
+            if getattr(self, f.name) != f.default:
+                said.append(f"--{_WRITTEN.get(f.name, f.name).replace('_', '-')}")
+        return said
+
+    def refuse(self, why: str, hint: str) -> None:
+        """Raise UsageError where any of the options was given."""
+        if given := self.given():
+            raise UsageError(f"{', '.join(given)}: not used, {why}.", hint=hint)
+
+
+_WRITTEN = {"module_checkpoint": "checkpoint", "inputs": "input"}
+"""Fields whose option is written otherwise."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
 @dataclass(frozen=True)
-class HalfGroup:
+class CheckpointGroup(Group):
+    """What a checkpoint is and how it is exported: ``export``."""
+
+    arch: Annotated[
+        str | None, typer.Option(help="A recipe's model; without a checkpoint it gets random weights, to measure it.")
+    ] = None
+    recipe: Annotated[str | None, typer.Option(help="Name of a recipe (see `vimdeploy recipes`) or a TOML file.")] = (
+        None
+    )
+    model_args: Annotated[
+        dict[str, Any] | None,
+        typer.Option(
+            parser=parse_model_args,
+            metavar="JSON",
+            help="What shapes cannot tell, in the official constructor's names: JSON text or a JSON/TOML file.",
+        ),
+    ] = None
+    weights: Annotated[Weights, typer.Option(help="Which weights of a training checkpoint: model or ema.")] = (
+        Weights.MODEL
+    )
+    img_size: Annotated[
+        ImageSize | None,
+        typer.Option(
+            parser=parse_image_size,
+            metavar="SIZE",
+            help="Export at another image size, N or HxW in pixels; position embeddings are resized.",
+        ),
+    ] = None
+    official_pos_resize: Annotated[
+        bool, typer.Option("--official-pos-resize", help="Resize position embeddings as the official code does.")
+    ] = False
+    batch: Annotated[
+        int | None, typer.Option(parser=parse_batch, metavar="N", help="A fixed batch size; default: any.")
+    ] = None
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="classify (logits), features (before the head), tokens, or dense (feature maps); "
+            "default: dense for a backbone, else classify."
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return them as the API takes them."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return plain | {"weights": self.weights.value, "task": self.task.value if self.task else None}
+
+
+@dataclass(frozen=True)
+class HalfGroup(Group):
     """How a model goes down to half precision: ``convert`` and ``build-engine``."""
 
     io_dtype: Annotated[
@@ -172,7 +241,7 @@ class HalfGroup:
 
 
 @dataclass(frozen=True)
-class EngineGroup:
+class EngineGroup(Group):
     """What TensorRT is told: :class:`vimdeploy.tensorrt.options.BuildOptions`."""
 
     min_batch: Annotated[int | None, typer.Option(help="Smallest batch; default from the recipe.")] = None

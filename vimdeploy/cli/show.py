@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vimdeploy.commands.convert import Converted
     from vimdeploy.commands.demo import Demo
     from vimdeploy.commands.export import Exported
+    from vimdeploy.commands.export_entry import ExportedEntry
     from vimdeploy.commands.inspect import Inspected
     from vimdeploy.commands.verify import Verified
     from vimdeploy.parity.compare import Report
@@ -33,6 +34,28 @@ def exported(made: Exported) -> None:
     if made.report:
         _parity(made.report)
     result(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB) and {made.manifest_path}")
+
+
+def exported_entry(made: ExportedEntry) -> None:
+    """Show how a module of the user's compares, and what was written."""
+    manifest = made.manifest
+    for text in made.notes:
+        note(text)
+    rows = [
+        (
+            r["batch"],
+            r["output"],
+            r.get("ops", ""),
+            f"{r['max_abs']:.2e}",
+            f"{r['relative_rms']:.2e}",
+            "yes" if r["passed"] else "NO",
+        )
+        for r in (manifest.parity or {}).get("results", ())
+    ]
+    table("ONNX Runtime against torch", ("batch", "output", "ops", "max abs", "relative RMS", "within contract"), rows)
+    custom = ", ".join(f"{n} {name}" for name, n in manifest.onnx.custom_ops.items()) or "none"
+    result(f"{manifest.onnx.nodes} nodes, custom: {custom}")
+    result(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB), its manifest and its golden outputs")
 
 
 def verified(found: Verified) -> None:
@@ -114,7 +137,7 @@ def converted(made: Converted) -> None:
 
 def policy() -> None:
     """Show which ops go down to half precision and which stay."""
-    from vimdeploy.graph.policy import policy_table
+    from vimdeploy.commands.convert import policy_table
 
     table("Policy", ("op", "inputs in half", "output", "why"), policy_table())
 

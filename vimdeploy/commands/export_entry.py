@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vimdeploy.artifacts.files import check_writable
-from vimdeploy.artifacts.manifest import Manifest, read_manifest
+from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
 from vimdeploy.commands.module_worker import ModuleRequest, parse_input
 from vimdeploy.errors import UsageError, VimdeployError
 
@@ -26,6 +26,11 @@ class ExportedEntry:
     path: Path
     manifest: Manifest
     notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        paths = {"path": str(self.path), "manifest_path": str(manifest_path(self.path))}
+        return {**paths, **self.manifest.model_dump(mode="json"), "notes": list(self.notes)}
 
 
 class EntryError(VimdeployError):
