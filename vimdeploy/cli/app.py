@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import vimdeploy
-from vimdeploy.cli import engine, module, predict, serving, show
+from vimdeploy.cli import benchmark, engine, module, predict, serving, show
 from vimdeploy.cli.options import AsJson, CheckpointGroup, Ops, grouped
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, reporter
 
@@ -226,6 +226,7 @@ def demo(
         show.demo(made)
 
 
+benchmark.register(app)
 engine.register(app)
 predict.register(app)
 serving.register(app)
