@@ -7,8 +7,9 @@ def umamba_2d() -> nn.Module:
     from nnunetv2.nets.UMambaBot_2d import UMambaBot
 
     return UMambaBot(
-        input_channels=1, n_stages=4, features_per_stage=[8, 16, 32, 64], conv_op=nn.Conv2d, kernel_sizes=3,
-        strides=[1, 2, 2, 2], n_conv_per_stage=1, num_classes=2, n_conv_per_stage_decoder=1, conv_bias=True,
+        input_channels=1, n_stages=4, features_per_stage=[8, 16, 32, 64], conv_op=nn.Conv2d, kernel_sizes=[[3, 3]] * 4,
+        strides=[[1, 1], [2, 2], [2, 2], [2, 2]],
+        n_conv_per_stage=1, num_classes=2, n_conv_per_stage_decoder=1, conv_bias=True,
         norm_op=nn.InstanceNorm2d, norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU,
         nonlin_kwargs={"inplace": True},
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -12,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exports import export
+from pages import ROOT, commands
 
 import vimdeploy
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "polygraphy.md").read_text()
-INSPECT, RUN = re.search(r"```console\n\$ (.*)\n\$ (.*)\n```", PAGE).groups()  # type: ignore[union-attr]
+INSPECT, RUN = commands("docs/polygraphy.md")
 
 
 @pytest.fixture(scope="module")

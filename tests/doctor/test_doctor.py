@@ -648,8 +648,11 @@ def test_this_very_machine_is_examined_without_importing_torch() -> None:
 
 def test_only_commands_that_exist_are_spoken_of(machine: Machine) -> None:
     report = examine(machine, available={"doctor", "predict"})
-    assert [c.name for c in report.commands] == ["doctor", "predict"]
-    assert [f.message for f in report.findings] == ["onnxruntime is not installed (needed by predict)"]
+    assert [c.name for c in report.commands] == ["doctor", "predict", "predict -o"]
+    assert [f.message for f in report.findings] == [
+        "pyarrow is not installed (needed by predict -o)",
+        "onnxruntime is not installed (needed by predict, predict -o)",
+    ]
 
 
 def test_every_command_of_the_command_line_is_judged() -> None:

@@ -1,6 +1,8 @@
 """A family is one folder and one line of the registry: everything else takes it as it takes the others."""
 
+import ast
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +12,7 @@ from commandline import refuse, succeed
 from onnx import numpy_helper
 from toy.family import TOY, Toy, ToyConfig
 
+import vimdeploy
 from vimdeploy.models import registry
 from vimdeploy.models.load import load_model
 from vimdeploy.parity.torch_policy import lowered
@@ -69,3 +72,20 @@ def test_without_its_line_in_the_registry_the_checkpoint_is_of_no_family(toy, tm
     monkeypatch.setattr(registry, "FAMILIES", registry.FAMILIES[:-1])
     refused = refuse("export", toy, "-o", tmp_path / "toy.onnx", folder=tmp_path)
     assert "neither a Vision Mamba nor a VMamba nor a DeiT" in " ".join(refused.stderr.split())
+
+
+def test_nothing_but_the_registry_knows_the_families_by_name():
+    package = Path(vimdeploy.__file__).parent
+    names = {name for family in registry.FAMILIES for name in family.configs}
+    folders = {path.parent for path in package.glob("models/*/family.py")}
+    assert {folder.name for folder in folders} <= names
+    found = []
+    for path in package.rglob("*.py"):
+        if path.parent in folders or path == Path(registry.__file__):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = isinstance(node, ast.Constant) and node.value in names
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            if named or any(module.startswith(f"vimdeploy.models.{folder.name}") for folder in folders):
+                found.append(f"{path.relative_to(package)}:{node.lineno}")
+    assert not found

@@ -1,6 +1,6 @@
 """Run every line of vimdeploy/tensorrt/api.py against the double of one TensorRT; started by test_trt_api.py.
 
-Prints JSON: the functions of trt.py with a line that no call reached, and the members of the API that were used.
+Prints JSON: the functions of it with a line that no call reached, and the members of the API that were used.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def walk_refusals(tensorrt: trt.TensorRt, network: trt.Network, config: boundary
 
 
 def walk_build(tensorrt: trt.TensorRt) -> None:
-    """The builder above trt.py, which TensorRT-RTX runs for real in test_build.py, takes this API as well."""
+    """The builder above it, which TensorRT-RTX runs for real in test_build_engine.py, takes this API as well."""
     inputs = [helper.make_tensor_value_info("x", 1, ["batch", 5, 8])]
     weights = [helper.make_tensor("w", 1, (2, 8, 4), [0.0] * 64), helper.make_tensor("b", 1, (2, 8), [0.0] * 16)]
     node = helper.make_node(
@@ -129,7 +129,7 @@ def walk_build(tensorrt: trt.TensorRt) -> None:
 
 
 def walk_plugins(tensorrt: trt.TensorRt, creators: list[object]) -> None:
-    """plugin.py gets the API from trt.py: what it does with the registry is held to the bindings as well."""
+    """plugin.py gets the API from tensorrt/api.py: what it does with the registry is held to the bindings as well."""
     info = plugin.BuildInfo("1", "hash", tensorrt.version, "13.0", ("89",))
     library = plugin.PluginLibrary(Path("libvimdeploy_plugin.so"), plugin.Origin.ARGUMENT, info, is_current=True)
     plugin.find_library = lambda *_, **__: library

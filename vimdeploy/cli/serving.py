@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vimdeploy.cli.options import Ops
 from vimdeploy.cli.screen import print_json, say, table
 
 
@@ -22,6 +23,7 @@ class TritonBackend(str, Enum):
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("serve-repo")(serve_repo)
+    app.command()(serve)
 
 
 def serve_repo(
@@ -73,3 +75,33 @@ def serve_repo(
     rows = [(m.name, m.version, m.backend, m.largest_batch or "fixed", ", ".join(m.models)) for m in made.models]
     table(f"{made.folder}", ("model", "version", "backend", "largest batch", "written"), rows)
     say(made.command, label="Start it:")
+
+
+def serve(
+    model: Annotated[Path, typer.Argument(help="ONNX file or plan, with its manifest beside it.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="Of the model in addresses; default: the file's.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes that /predict lists.")] = 5,
+    images: Annotated[int, typer.Option(min=1, help="Images of a request, and of a batch.")] = 64,
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; beyond, requests get 503.")] = 256,
+    delay_ms: Annotated[float, typer.Option(min=0, help="How long an image waits for others.")] = 2.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a whole request.")] = 30.0,
+    body_mb: Annotated[int, typer.Option(min=1, help="Megabytes of a request.")] = 32,
+    connections: Annotated[int, typer.Option(min=1, help="Connections at the same time; beyond, 503.")] = 512,
+    ops: Annotated[Ops, typer.Option(help="What computes the custom ops: native, body, or auto.")] = Ops.AUTO,
+) -> None:
+    """Serve a model over HTTP: the Open Inference Protocol (KServe v2), and a page to drop images on."""
+    from vimdeploy.needs import require
+    from vimdeploy.predicting.predictor import Predictor
+
+    require("serve")
+    from vimdeploy.serving.service import Limits, serve
+
+    limits = Limits(body_mb << 20, images, queue, delay_ms / 1000, timeout)
+    with Predictor(model, top=top, ops=ops.value) as predictor:
+        known = name or model.stem
+        say(f"http://{host}:{port}/ and http://{host}:{port}/v2/models/{known}", label="Serving at")
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            say("there is no authentication: put a proxy in front (docs/serving.md)", label="warning:")
+        serve(predictor, known, limits, host=host, port=port, connections=connections)

@@ -137,7 +137,7 @@ def converted(made: Converted) -> None:
 
 def policy() -> None:
     """Show which ops go down to half precision and which stay."""
-    from vimdeploy.graph.policy import policy_table
+    from vimdeploy.commands.convert import policy_table
 
     table("Policy", ("op", "inputs in half", "output", "why"), policy_table())
 

@@ -17,6 +17,7 @@ from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.policy import PRECISIONS, Policy, Precision
+from vimdeploy.graph.policy import policy_table as policy_table  # noqa: PLC0414  `convert --policy` shows it
 from vimdeploy.graph.precision import Report, convert_model, refuse_quantised
 from vimdeploy.parity.metrics import Metrics
 from vimdeploy.parity.ranges import measure

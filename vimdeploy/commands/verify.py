@@ -108,35 +108,39 @@ def verify(
         UsageError: the checkpoint is not where the manifest says, or options do not go together.
 
     """
-    path = Path(model)
-    named = None if checkpoint is None else Path(checkpoint)
-    folder = None if images is None else Path(images)
+    path, named, folder = Path(model), *(None if p is None else Path(p) for p in (checkpoint, images))
     if samples is not None and folder is not None:
         raise UsageError("--samples is for synthetic images; of --images every one is used.", hint="Leave it out.")
-    samples = samples or _SAMPLES
+    count = samples or _SAMPLES
+    tolerances = {"--atol": atol is not None, "--rtol": rtol is not None}
     if ladder or engine or path.suffix in PLAN_SUFFIXES:
-        given = {"--batch": bool(batch), "--ops": ops != "auto", "--atol": atol is not None, "--rtol": rtol is not None}
-        if refused := [option for option, is_given in given.items() if is_given]:
-            raise UsageError(
-                f"{refused[0]} is not for the ladder, which holds every rung to the manifest's contract.",
-                hint="Leave it out, or verify the ONNX file alone.",
-            )
+        _refuse("the ladder holds every rung to the manifest's contract", tolerances)
+        _refuse("the ladder chooses it", {"--batch": bool(batch), "--ops": ops != "auto", "--trust": trust})
         needs.require("verify", unless=("torch", "safetensors"))
         from vimdeploy.commands.ladder import climb_ladder
 
-        engines = tuple(map(Path, engine))
-        precision = "bf16" if bf16 else "fp16"
-        report, not_run = climb_ladder(path, engines, named, folder, samples, precision, reporter)
+        engines, half = tuple(map(Path, engine)), "bf16" if bf16 else "fp16"
+        report, not_run = climb_ladder(path, engines, named, folder, count, half, reporter)
         return Verified(path, report, violation=not_run)
-    if bf16:
-        raise UsageError("--bf16 is for the ladder.", hint="Add --ladder, or leave it out.")
-    needs.require("verify")
-    contract = None if atol is None and rtol is None else ParityContract(atol=atol or 0.0, rtol=rtol or 0.0)
-    if (manifest := read_manifest(path)).module is not None:
+    _refuse("there is no ladder (--ladder)", {"--bf16": bf16})
+    if not path.is_file():
+        raise ArtifactError(f"{path}: there is no such file.")
+    contract = ParityContract(atol=atol or 0.0, rtol=rtol or 0.0) if any(tolerances.values()) else None
+    manifest = read_manifest(path)
+    if manifest.module is not None:
+        images_given = {"--batch": bool(batch), "--images": folder is not None, "--samples": samples is not None}
+        _refuse(f"{path} is a module's, and compared with its golden outputs", images_given)
+        needs.require("verify", unless=() if trust else ("torch", "safetensors"))
         return _verify_module(path, manifest, named, contract, ops, trust, reporter)
-    if trust:
-        raise UsageError("--trust is for a module of your own.", hint="Leave it out: this file's model is known.")
-    return _verify_onnx(path, named, folder, samples, tuple(dict.fromkeys(batch)), contract, ops, reporter)
+    _refuse(f"{path} is no module's", {"--trust": trust})
+    needs.require("verify")
+    return _verify_onnx(path, named, folder, count, tuple(dict.fromkeys(batch)), contract, ops, reporter)
+
+
+def _refuse(why: str, given: dict[str, bool]) -> None:
+    """Raise UsageError for an option that was given and would not be used."""
+    if name := next((name for name, is_given in given.items() if is_given), None):
+        raise UsageError(f"{name} would not be used: {why}.", hint="Leave it out.")
 
 
 def _verify_onnx(

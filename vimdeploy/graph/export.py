@@ -107,7 +107,7 @@ def _translation(whole: contract.CustomOp) -> Callable[..., Any]:
 def finish(model: onnx.ModelProto, outputs: int) -> onnx.ModelProto:
     """Drop the taps from the outputs, strip what only the exporter needs, and add the bodies of the custom ops."""
     del model.graph.output[outputs:]
-    _remove_unused(model.graph)
+    remove_unused(model.graph)
     _strip_metadata(model)
     add_functions(model)
     model.producer_name, model.producer_version = "vimdeploy", __version__
@@ -115,7 +115,7 @@ def finish(model: onnx.ModelProto, outputs: int) -> onnx.ModelProto:
     return model
 
 
-def _remove_unused(graph: onnx.GraphProto) -> None:
+def remove_unused(graph: onnx.GraphProto) -> None:
     """Remove nodes and initializers that no output needs."""
     needed = {output.name for output in graph.output}
     kept = []

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+import torch
+from torch import Tensor
+
 from vimdeploy.errors import MissingDependencyError, UsageError, nearest
 
 Implementation = Literal["kernels", "torch", "mamba-ssm"]
@@ -52,3 +55,8 @@ def check(name: str) -> Implementation:
                 )
             return known  # type: ignore[no-any-return]
     raise UsageError(f"There is no implementation '{name}' of the ops.", hint=nearest(name, get_args(Implementation)))
+
+
+def autograd_follows(*tensors: Tensor) -> bool:
+    """Whether gradients of any of the tensors are asked for: then a model needs the differentiable form of an op."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

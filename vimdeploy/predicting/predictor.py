@@ -64,9 +64,19 @@ class Predictor:
         return self.manifest.model.task == "classify"
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return tuple(self._session.inputs[0].shape[1:])
+
+    @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each output for one image, by name."""
         return {t.name: tuple(t.shape[1:]) for t in self._session.outputs}
+
+    @property
+    def largest_batch(self) -> int:
+        """Images that the model takes in one piece."""
+        return self._session.largest_batch
 
     @property
     def fingerprint(self) -> str:
