@@ -33,7 +33,11 @@ COMMANDS: dict[str, tuple[Callable[..., Any], type | None, dict[str, str | None]
     "verify": (vimdeploy.verify, None, {"output": None}),
     "inspect": (vimdeploy.inspect, None, {}),
     "demo": (run_demo, None, {}),
-    "convert": (vimdeploy.convert, None, {"fp16": "precision", "bf16": "precision", "policy": None}),
+    "convert": (
+        vimdeploy.convert,
+        None,
+        {"fp16": "precision", "bf16": "precision", **dict.fromkeys(("policy", "portable", "plugin_only"))},
+    ),
     "build-engine": (
         vimdeploy.build_engine,
         BuildOptions,
