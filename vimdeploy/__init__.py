@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vimdeploy.commands.inspect import inspect as inspect
     from vimdeploy.commands.ops_library import ops_library as ops_library
     from vimdeploy.commands.predict import predict as predict
+    from vimdeploy.commands.report import report as report
+    from vimdeploy.commands.serve_repo import serve_repo as serve_repo
     from vimdeploy.commands.verify import verify as verify
     from vimdeploy.errors import VimdeployError as VimdeployError
     from vimdeploy.interop import substitute_mamba_ssm as substitute_mamba_ssm
@@ -37,6 +39,8 @@ _HOME = {
     "load": "vimdeploy.runtime.session",
     "ops_library": "vimdeploy.commands.ops_library",
     "predict": "vimdeploy.commands.predict",
+    "report": "vimdeploy.commands.report",
+    "serve_repo": "vimdeploy.commands.serve_repo",
     "substitute_mamba_ssm": "vimdeploy.interop",
     "verify": "vimdeploy.commands.verify",
 }

@@ -23,7 +23,7 @@ extern "C"
 #endif
 
 /*! Raised when a field is appended or a meaning changes. */
-#define VIMDEPLOY_KERNELS_ABI 1
+#define VIMDEPLOY_KERNELS_ABI 2
 
 #define VIMDEPLOY_FLOAT32 0
 #define VIMDEPLOY_FLOAT16 1

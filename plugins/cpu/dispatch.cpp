@@ -17,7 +17,7 @@ struct Candidate
 
 // Best first. Each asks for every feature that its unit is compiled with (vimdeploy/native/ops_library.py).
 Candidate const kCANDIDATES[] = {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(VIMDEPLOY_ONLY_BASE)
     {&kKERNELS_AVX512,
         []
         {
@@ -26,7 +26,7 @@ Candidate const kCANDIDATES[] = {
         }},
     {&kKERNELS_AVX2, [] { return __builtin_cpu_supports("avx2") > 0 && __builtin_cpu_supports("fma") > 0; }},
 #endif
-#if defined(__aarch64__)
+#if defined(__aarch64__) && !defined(VIMDEPLOY_ONLY_BASE)
     {&kKERNELS_NEON, [] { return true; }}, // part of the architecture
 #endif
     {&kKERNELS_BASE, [] { return true; }},

@@ -163,11 +163,12 @@ constexpr int64_t packedConv(ConvParameters const& p, int64_t lanes) noexcept
     return p.groups * blocksOf(p.channels, 1, lanes) * (p.width + 1) * lanes;
 }
 
-#if defined(__x86_64__)
+// VIMDEPLOY_ONLY_BASE: a build of the portable unit alone.
+#if defined(__x86_64__) && !defined(VIMDEPLOY_ONLY_BASE)
 extern Kernels const kKERNELS_AVX512;
 extern Kernels const kKERNELS_AVX2;
 #endif
-#if defined(__aarch64__)
+#if defined(__aarch64__) && !defined(VIMDEPLOY_ONLY_BASE)
 extern Kernels const kKERNELS_NEON;
 #endif
 extern Kernels const kKERNELS_BASE;

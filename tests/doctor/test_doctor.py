@@ -17,9 +17,9 @@ import pytest
 from rich.console import Console
 
 from vimdeploy.doctor import Machine, Report, examine, render
-from vimdeploy.doctor.libraries import decode_version
 from vimdeploy.doctor.machine import ask
 from vimdeploy.doctor.report import SCHEMA, Command, Finding
+from vimdeploy.doctor.tensorrt import decode_version
 from vimdeploy.native.elf import elf_problem
 from vimdeploy.native.libraries import KINDS
 from vimdeploy.native.toolchain import HEADER, header_version

@@ -118,7 +118,7 @@ def json_field(rng: random.Random, content: bytes) -> bytes:
         if path[-1] in ("kind", "schema_version"):
             section["schema_version"] = 99
     else:
-        section[path[-1]] = rng.choice(({"a": 1}, [[[[]]]], -(10**9), 1e300, 10**25, True, [10**9, 10**9, 10**9, 1]))
+        section[path[-1]] = rng.choice(({"a": 1}, [[[[]]]], -(10**9), 1e300, 10**25, None, [10**9, 10**9, 10**9, 1]))
     return json.dumps(data).encode()
 
 

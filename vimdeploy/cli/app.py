@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import vimdeploy
-from vimdeploy.cli import engine, module, predict, serving, show
+from vimdeploy.cli import benchmark, engine, module, predict, serving, show
 from vimdeploy.cli.options import AsJson, CheckpointGroup, Ops, grouped
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, reporter
 
@@ -161,10 +161,17 @@ def inspect(
     layers: Annotated[
         bool, typer.Option("--layers", help="Also list an ONNX file's nodes, or, on its GPU, a plan's layers.")
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Also run an ONNX file in ONNX Runtime and measure where time goes, by op and by block.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a file holds: architecture, shapes, operators, types, sizes, manifest."""
-    found = vimdeploy.inspect(file, layers=layers)
+    found = vimdeploy.inspect(file, layers=layers, profile=profile)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -219,6 +226,7 @@ def demo(
         show.demo(made)
 
 
+benchmark.register(app)
 engine.register(app)
 predict.register(app)
 serving.register(app)

@@ -10,7 +10,8 @@ import typer
 import vimdeploy
 from vimdeploy.cli import show
 from vimdeploy.cli.options import AsJson, EngineGroup, HalfGroup, grouped, one_precision, refuse_with_json
-from vimdeploy.cli.screen import print_json, reporter, result
+from vimdeploy.cli.screen import print_json, reporter, result, say
+from vimdeploy.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -35,10 +36,19 @@ def convert(
         bool, typer.Option("--allow-modified", help="Take a file that its manifest does not describe.")
     ] = False,
     policy: Annotated[bool, typer.Option("--policy", help="Also print what goes down and what stays.")] = False,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Instead: standard operators only, for OpenVINO and others.")
+    ] = False,
+    plugin_only: Annotated[
+        bool, typer.Option("--plugin-only", help="Instead: custom nodes without function bodies, for trtexec.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a float32 ONNX file to half precision."""
+    """Convert a float32 ONNX file to half precision, or to another form."""
     refuse_with_json(as_json, policy=policy)
+    if portable or plugin_only:
+        _convert_form(model, output, portable, plugin_only, fp16 or bf16 or policy, as_json)
+        return
     precision = one_precision(fp16=fp16, bf16=bf16) or "fp16"
     with reporter("Converting") as told:
         made = vimdeploy.convert(
@@ -56,6 +66,22 @@ def convert(
     if policy:
         show.policy()
     show.converted(made)
+
+
+def _convert_form(
+    model: Path, output: Path | None, portable: bool, plugin_only: bool, half: bool, as_json: bool
+) -> None:
+    from vimdeploy.commands.convert_form import convert_form
+
+    if half or (portable and plugin_only):
+        raise UsageError(
+            "--portable and --plugin-only stand alone.", hint="Convert to half precision first, then that file."
+        )
+    written = convert_form(model, output, form="portable" if portable else "plugin-only")
+    if as_json:
+        print_json({"path": str(written)})
+    else:
+        say(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
 
 
 @grouped

@@ -1,4 +1,4 @@
-"""The commands that put models behind a server."""
+"""The commands that put models behind a server, and the one that writes a page about them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vimdeploy.cli.options import Ops
-from vimdeploy.cli.screen import print_json, say, table
+from vimdeploy.cli.screen import print_json, reporter, say, table
 
 
 class TritonBackend(str, Enum):
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("serve-repo")(serve_repo)
     app.command()(serve)
+    app.command()(report)
 
 
 def serve_repo(
@@ -105,3 +106,35 @@ def serve(
         if host not in ("127.0.0.1", "localhost", "::1"):
             say("there is no authentication: put a proxy in front (docs/serving.md)", label="warning:")
         serve(predictor, known, limits, host=host, port=port, connections=connections)
+
+
+def report(
+    model: Annotated[Path, typer.Argument(help="The exported float32 ONNX file.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The page; default: beside the model.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of image files; default: synthetic images.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many synthetic images.")] = 8,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The checkpoint, where the manifest's path no longer leads to it.")
+    ] = None,
+    engine: Annotated[list[Path] | None, typer.Option(help="Plan of the model; may be repeated.")] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also measure where ONNX Runtime spends its time.")
+    ] = False,
+    benchmark: Annotated[Path | None, typer.Option(help="JSON that a benchmark wrote; its rows are shown.")] = None,
+) -> None:
+    """Write one page to look at: parity by block, decisions, speed, provenance, and what was not run."""
+    import vimdeploy
+
+    with reporter("Reporting") as told:
+        page = vimdeploy.report(
+            model,
+            output,
+            images=images,
+            samples=samples,
+            checkpoint=checkpoint,
+            engine=tuple(engine or ()),
+            profile=profile,
+            benchmark=benchmark,
+            reporter=told,
+        )
+    say(f"wrote {page} ({page.stat().st_size / 1e3:.0f} kB)")

@@ -90,6 +90,10 @@ def inspected(found: Inspected) -> None:
     if found.layers is not None:
         columns = tuple(found.layers[0]) if found.layers else ()
         table("layers", columns, [tuple(row.values()) for row in found.layers])
+    if found.profile is not None:
+        for title, shares in (("time by op", found.profile.by_op), ("time by block", found.profile.by_block)):
+            lines = [(s.name, s.calls, f"{s.microseconds / 1000:.3f}", f"{s.share:.1%}") for s in shares]
+            table(f"{title}, batch {found.profile.batch}", ("what", "kernels", "ms", "share"), lines)
 
 
 def recipes(known: Iterable[Recipe]) -> None:
@@ -137,7 +141,7 @@ def converted(made: Converted) -> None:
 
 def policy() -> None:
     """Show which ops go down to half precision and which stay."""
-    from vimdeploy.graph.policy import policy_table
+    from vimdeploy.commands.convert import policy_table
 
     table("Policy", ("op", "inputs in half", "output", "why"), policy_table())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.backends.base import joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.session import SessionBackend
+from vimdeploy.commands.arguments import several
 from vimdeploy.commands.engine_source import Request, Source, held_precision, in_precision, read_source
 from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import MissingDependencyError, UsageError, VerificationError
@@ -65,13 +66,33 @@ class _Device:
     driver: int
 
 
+@dataclass(frozen=True)
+class _Host:
+    """What builds: this TensorRT, told these options, on this GPU, with the plugin library where the model needs it."""
+
+    owner: trt.TensorRt
+    options: BuildOptions
+    device: _Device | None
+    library: plugins.PluginLibrary | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Compute capabilities that the plan is for."""
+        return self.options.compute_capabilities or ((self.device.compute_capability,) if self.device else ())
+
+    @property
+    def runs_plan(self) -> bool:
+        """Whether the plan can be loaded here."""
+        return self.device is not None and self.device.compute_capability in self.targets
+
+
 def build_engine(
     model: str | Path,
     output: str | Path | None = None,
     *,
     precision: str | None = None,
     io_dtype: str = "fp32",
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     max_error: float | None = None,
     images: str | Path | None = None,
     timing_cache: str | Path | None = None,
@@ -104,38 +125,40 @@ def build_engine(
 
     """
     folder, cache = (None if path is None else Path(path) for path in (images, timing_cache))
-    asked = Request(options or BuildOptions(), precision, io_dtype, tuple(keep), max_error, folder, cache, verify)
+    asked = Request(options or BuildOptions(), precision, io_dtype, several(keep), max_error, folder, cache, verify)
     path = Path(model)
-    return _build(path, path.with_suffix(".engine") if output is None else Path(output), asked, reporter)
-
-
-def _build(model_path: Path, output: Path, request: Request, reporter: Reporter) -> BuiltEngine:
-    owner = trt.load(request.options.flavour)
-    check_options(request.options, owner)
-    if request.timing_cache is not None and owner.flavour is trt.Flavour.RTX:
+    target = path.with_suffix(".engine") if output is None else Path(output)
+    owner = trt.load(asked.options.flavour)
+    check_options(asked.options, owner)
+    if cache is not None and owner.flavour is trt.Flavour.RTX:
         raise UsageError("--timing-cache does not exist for --runtime rtx, which times nothing.", hint="Leave it out.")
-    device = _device(owner)
-    check_writable(output)
-    source = read_source(model_path)
-    engine_build.refuse_foreign(source.model, str(model_path))
-    library = _load_plugin(owner, request.options, device, source.model, reporter)
-    source = in_precision(source, request, reporter)
+    host = _Host(owner, asked.options, _device(owner))
+    check_writable(target)
+    source = read_source(path)
+    engine_build.refuse_foreign(source.model, str(path))
+    host = replace(host, library=_load_plugin(host, source.model, reporter))
+    return _build(target, in_precision(source, asked, reporter), host, asked, reporter)
+
+
+def _build(output: Path, source: Source, host: _Host, request: Request, reporter: Reporter) -> BuiltEngine:
     reporter.stage("Parsing and proving the network")
     profiles = _module_profiles(source, request.options) or engine_build.make_profiles(
         source.model, request.options, _recipe_batch(source.manifest)
     )
-    parsed = engine_build.parse(source.model, owner, str(model_path), source.precision, kept_blocks=source.kept_blocks)
-    plan, notes = _timed(owner, parsed, profiles, request, device, library, model_path, reporter)
+    parsed = engine_build.parse(
+        source.model, host.owner, str(source.path), source.precision, kept_blocks=source.kept_blocks
+    )
+    reporter.stage(f"Building for {', '.join(host.targets)}")
+    plan, notes = _timed(host, parsed, profiles, source, request, reporter)
     if source.manifest is None:
-        notes.append(f"{model_path.name} has no manifest: preprocessing and classes will not travel with the plan")
-    runs_here = device is not None and device.compute_capability in _targets(request.options, device)
-    report = _inspect(owner, plan.content, request.options, notes) if runs_here else None
-    if not runs_here:
+        notes.append(f"{source.path.name} has no manifest: preprocessing and classes will not travel with the plan")
+    report = _inspect(host, plan.content, notes) if host.runs_plan else None
+    if not host.runs_plan:
         notes.append("not run here: TensorRT needs the GPU to load a plan, so neither inspector nor parity is recorded")
-    sidecar = _sidecar(owner, parsed, plan, source, request.options, device, library, report)
-    if runs_here and request.verify:
+    sidecar = _sidecar(host, parsed, plan, source, report)
+    if host.runs_plan and request.verify:
         reporter.stage("Comparing the engine with float32 in ONNX Runtime")
-        parity = _parity(plan.content, sidecar, model_path, request)
+        parity = _parity(plan.content, sidecar, source.path, request)
         if parity is None:
             notes.append("not compared: there is no manifest, or no float32 file to compare with")
         sidecar = sidecar.model_copy(update={"parity": parity})
@@ -145,46 +168,37 @@ def _build(model_path: Path, output: Path, request: Request, reporter: Reporter)
 
 
 def _timed(
-    owner: trt.TensorRt,
+    host: _Host,
     parsed: engine_build.Parsed,
     profiles: tuple[Profile, ...],
+    source: Source,
     request: Request,
-    device: _Device | None,
-    library: plugins.PluginLibrary | None,
-    model_path: Path,
     reporter: Reporter,
 ) -> tuple[engine_build.Plan, list[str]]:
     """Build the plan with the timings that earlier builds left, and leave its own; returns it with notes."""
     cache = None
-    if request.timing_cache is not None and device is not None:
-        cache = timing.cache_file(request.timing_cache, owner.version, device.name, device.compute_capability)
+    if request.timing_cache is not None and host.device is not None:
+        device, version = host.device, host.owner.version
+        cache = timing.cache_file(request.timing_cache, version, device.name, device.compute_capability)
     timings = timing.read(cache) if cache else None
-    reporter.stage(f"Building for {', '.join(_targets(request.options, device))}")
     plan = engine_build.build(
         parsed,
         request.options,
         profiles,
-        str(model_path),
-        plugin=library.path if library else None,
+        str(source.path),
+        plugin=host.library.path if host.library else None,
         timing_cache=timings,
         tracker=Tracker(reporter),
     )
-    notes: list[str] = []
-    if cache and timings is not None and plan.timing_cache is not None:
-        notes += timing.store(cache, timings, plan.timing_cache)
-    return plan, notes
+    if cache is None or timings is None or plan.timing_cache is None:
+        return plan, []
+    return plan, timing.store(cache, timings, plan.timing_cache)
 
 
 def _sidecar(
-    owner: trt.TensorRt,
-    parsed: engine_build.Parsed,
-    plan: engine_build.Plan,
-    source: Source,
-    options: BuildOptions,
-    device: _Device | None,
-    library: plugins.PluginLibrary | None,
-    report: dict[str, Any] | None,
+    host: _Host, parsed: engine_build.Parsed, plan: engine_build.Plan, source: Source, report: dict[str, Any] | None
 ) -> EngineManifest:
+    owner, options = host.owner, host.options
     return EngineManifest(
         tools={"vimdeploy": __version__},
         plan_sha256=sha256_bytes(plan.content),
@@ -194,8 +208,8 @@ def _sidecar(
             version=owner.version,
             version_compatible=options.version_compatible,
         ),
-        target=_target(options, device),
-        plugin=_plugin_info(library, options),
+        target=_target(host),
+        plugin=_plugin_info(host),
         precision=source.precision,
         tf32=options.tf32,
         kept_float32=source.kept,
@@ -238,46 +252,40 @@ def _recipe_batch(manifest: Manifest | None) -> tuple[int, int, int]:
     return batch.min, batch.opt, batch.max
 
 
-def _load_plugin(
-    owner: trt.TensorRt, options: BuildOptions, device: _Device | None, model: onnx.ModelProto, reporter: Reporter
-) -> plugins.PluginLibrary | None:
-    if not owner.takes_plugins:
+def _load_plugin(host: _Host, model: onnx.ModelProto, reporter: Reporter) -> plugins.PluginLibrary | None:
+    options, device = host.options, host.device
+    if not host.owner.takes_plugins:
         return None
     if not any(node.domain == contract.DOMAIN for node in model.graph.node):
         if options.plugin is not None or options.embed_plugin:
             name = "--embed-plugin" if options.embed_plugin else "--plugin"
             raise UsageError(f"{name} would not be used: the model has no custom op.", hint="Leave it out.")
         return None
-    number = int(device.compute_capability[3:]) if device else 0
-    capability = divmod(number, 10) if device else None
+    capability = divmod(int(device.compute_capability[3:]), 10) if device else None
     driver = device.driver if device else None
-    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability, driver=driver)
+    library = plugins.load_library(host.owner.api, options.plugin, compute_capability=capability, driver=driver)
     reporter.note(f"Plugin library: {library.describe()}")
     return library
 
 
-def _targets(options: BuildOptions, device: _Device | None) -> tuple[str, ...]:
-    return options.compute_capabilities or ((device.compute_capability,) if device else ())
-
-
-def _target(options: BuildOptions, device: _Device | None) -> TargetInfo:
-    built_on = device if not options.compute_capabilities else None
+def _target(host: _Host) -> TargetInfo:
+    built_on = host.device if not host.options.compute_capabilities else None
     return TargetInfo(
-        compute_capabilities=_targets(options, device),
-        hardware_compatible=options.hardware_compatible,
+        compute_capabilities=host.targets,
+        hardware_compatible=host.options.hardware_compatible,
         device=built_on.name if built_on else None,
         driver=built_on.driver if built_on else None,
     )
 
 
-def _plugin_info(library: plugins.PluginLibrary | None, options: BuildOptions) -> PluginInfo | None:
-    if library is None:
+def _plugin_info(host: _Host) -> PluginInfo | None:
+    if host.library is None:
         return None
     return PluginInfo(
-        version=library.info.version,
-        sha256=sha256_file(library.path),
-        file=library.path.name,
-        embedded=options.embed_plugin,
+        version=host.library.info.version,
+        sha256=sha256_file(host.library.path),
+        file=host.library.path.name,
+        embedded=host.options.embed_plugin,
     )
 
 
@@ -289,12 +297,12 @@ def _tensors(parsed: engine_build.Parsed, *, is_input: bool) -> tuple[TensorInfo
     )
 
 
-def _inspect(owner: trt.TensorRt, plan: bytes, options: BuildOptions, notes: list[str]) -> dict[str, Any] | None:
+def _inspect(host: _Host, plan: bytes, notes: list[str]) -> dict[str, Any] | None:
     """Read the built engine, where this GPU can load it."""
     messages = Messages()
     report = None
     with suppress(ValueError):
-        engine = owner.runtime(messages, host_code=options.version_compatible).engine(plan)
+        engine = host.owner.runtime(messages, host_code=host.options.version_compatible).engine(plan)
         report = engine.inspect() if engine else None
     if report is None:
         notes.append("the engine could not be inspected on this GPU: " + ("; ".join(messages.errors()) or "no report"))

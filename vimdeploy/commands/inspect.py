@@ -15,6 +15,8 @@ from vimdeploy.errors import ArtifactError, UsageError, VimdeployError
 if TYPE_CHECKING:
     import onnx
 
+    from vimdeploy.reports.profile import Profile
+
 _CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -26,18 +28,23 @@ class Inspected:
     facts: dict[str, Any]
     layers: list[dict[str, str]] | None = None
     """Nodes of an ONNX file, layers of a plan; None where they were not asked for."""
+    profile: Profile | None = None
+    """Where ONNX Runtime spends its time; None where it was not asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return self.facts if self.layers is None else {**self.facts, "layers": self.layers}
+        layers = {} if self.layers is None else {"layers": self.layers}
+        profile = {} if self.profile is None else {"profile": self.profile.to_dict()}
+        return {**self.facts, **layers, **profile}
 
 
-def inspect(file: str | Path, *, layers: bool = False) -> Inspected:
+def inspect(file: str | Path, *, layers: bool = False, profile: bool = False) -> Inspected:
     """Say what a file holds: architecture, shapes, operators, types, sizes, manifest.
 
     Args:
         file: A checkpoint, an ONNX file, a plan, a manifest or a recipe.
         layers: Also list an ONNX file's nodes, or, on its GPU, a plan's layers.
+        profile: Also run an ONNX file in ONNX Runtime and measure where time goes, by op and by block.
 
     Raises:
         VimdeployError: the file is missing, corrupt, of a kind that the toolkit does not know, or without layers.
@@ -45,7 +52,15 @@ def inspect(file: str | Path, *, layers: bool = False) -> Inspected:
     """
     path = Path(file)
     facts = _facts(path)
-    return Inspected(path, facts, inspect_layers(path) if layers else None)
+    return Inspected(path, facts, inspect_layers(path) if layers else None, _profile(path) if profile else None)
+
+
+def _profile(path: Path) -> Profile:
+    from vimdeploy.reports.profile import profile
+
+    if path.suffix != ".onnx":
+        raise UsageError(f"{path}: is no ONNX file; --profile runs one in ONNX Runtime.")
+    return profile(path)
 
 
 def _facts(path: Path) -> dict[str, Any]:

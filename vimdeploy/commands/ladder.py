@@ -61,7 +61,7 @@ def climb_ladder(
             hint="Name the file that `vimdeploy export` wrote.",
         )
     check_model(model, str(path), allow_reversal=True)
-    torch_model, missing = _torch_model(path, manifest, checkpoint, reporter)
+    torch_model, missing = torch_reference(path, manifest, checkpoint, reporter)
     images = sample_inputs(manifest, path, folder, samples)
     reporter.stage(f"Converting to {precision}")
     subject = Subject(model, manifest, torch_model, missing, precision, engines=engines)
@@ -105,7 +105,7 @@ def _not_run(report: LadderReport, engines: dict[str, Path]) -> VimdeployError |
     return None
 
 
-def _torch_model(
+def torch_reference(
     path: Path, manifest: Manifest, named: Path | None, reporter: Reporter
 ) -> tuple[FamilyModel | None, str]:
     """Return the PyTorch model, or why there is none: a deployment host has neither torch nor the checkpoint."""

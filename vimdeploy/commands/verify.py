@@ -13,6 +13,7 @@ from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, is_stale, read_manifest, refuse_modified
 from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx
 from vimdeploy.artifacts.recipe import ParityContract
+from vimdeploy.commands.arguments import at_least, several
 from vimdeploy.commands.origin import find_checkpoint, request_of
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError, VimdeployError
 from vimdeploy.parity.compare import Report, raise_unless_equal, verify_onnx
@@ -72,11 +73,11 @@ def verify(
     checkpoint: str | Path | None = None,
     images: str | Path | None = None,
     samples: int | None = None,
-    batch: Sequence[int] = (),
+    batch: int | Sequence[int] = (),
     atol: float | None = None,
     rtol: float | None = None,
     ladder: bool = False,
-    engine: Sequence[str | Path] = (),
+    engine: str | Path | Sequence[str | Path] = (),
     bf16: bool = False,
     trust: bool = False,
     ops: str = "auto",
@@ -109,26 +110,24 @@ def verify(
         UsageError: the checkpoint is not where the manifest says, or options do not go together.
 
     """
-    path = Path(model)
-    named = None if checkpoint is None else Path(checkpoint)
-    folder = None if images is None else Path(images)
+    path, named, folder = Path(model), *(None if p is None else Path(p) for p in (checkpoint, images))
     if samples is not None and folder is not None:
         raise UsageError("--samples is for synthetic images; of --images every one is used.", hint="Leave it out.")
-    samples = samples or _SAMPLES
-    if ladder or engine or path.suffix in PLAN_SUFFIXES:
-        given = {"--batch": bool(batch), "--ops": ops != "auto", "--atol": atol is not None, "--rtol": rtol is not None}
-        if refused := [option for option, is_given in given.items() if is_given]:
-            raise UsageError(
-                f"{refused[0]} is not for the ladder, which holds every rung to the manifest's contract.",
-                hint="Leave it out, or verify the ONNX file alone.",
-            )
+    count = samples or _SAMPLES
+    batches, engines = several(batch), tuple(map(Path, several(engine)))
+    at_least(1, samples=samples, **{"batch": min(batches)} if batches else {})
+    at_least(0, atol=atol, rtol=rtol)
+    tolerances = {"--atol": atol is not None, "--rtol": rtol is not None}
+    if ladder or engines or path.suffix in PLAN_SUFFIXES:
+        _refuse("the ladder holds every rung to the manifest's contract", tolerances)
+        _refuse("the ladder chooses it", {"--batch": bool(batches), "--ops": ops != "auto", "--trust": trust})
         needs.require("verify", unless=("torch", "safetensors"))
         from vimdeploy.commands.ladder import climb_ladder
 
-        engines = tuple(map(Path, engine))
-        precision = "bf16" if bf16 else "fp16"
-        report, not_run = climb_ladder(path, engines, named, folder, samples, precision, reporter)
+        half = "bf16" if bf16 else "fp16"
+        report, not_run = climb_ladder(path, engines, named, folder, count, half, reporter)
         return Verified(path, report, violation=not_run)
+<<<<<<< HEAD
     if bf16:
         raise UsageError("--bf16 is for the ladder.", hint="Add --ladder, or leave it out.")
     contract = None if atol is None and rtol is None else ParityContract(atol=atol or 0.0, rtol=rtol or 0.0)
@@ -138,10 +137,27 @@ def verify(
         return _verify_stored(path, manifest, contract, ops, reporter)
     needs.require("verify")
     if (manifest := read_manifest(path)).module is not None:
+=======
+    _refuse("there is no ladder (--ladder)", {"--bf16": bf16})
+    if not path.is_file():
+        raise ArtifactError(f"{path}: there is no such file.")
+    contract = ParityContract(atol=atol or 0.0, rtol=rtol or 0.0) if any(tolerances.values()) else None
+    manifest = read_manifest(path)
+    if manifest.module is not None:
+        images_given = {"--batch": bool(batches), "--images": folder is not None, "--samples": samples is not None}
+        _refuse(f"{path} is a module's, and compared with its golden outputs", images_given)
+        needs.require("verify", unless=() if trust else ("torch", "safetensors"))
+>>>>>>> main
         return _verify_module(path, manifest, named, contract, ops, trust, reporter)
-    if trust:
-        raise UsageError("--trust is for a module of your own.", hint="Leave it out: this file's model is known.")
-    return _verify_onnx(path, named, folder, samples, tuple(dict.fromkeys(batch)), contract, ops, reporter)
+    _refuse(f"{path} is no module's", {"--trust": trust})
+    needs.require("verify")
+    return _verify_onnx(path, named, folder, count, tuple(dict.fromkeys(batches)), contract, ops, reporter)
+
+
+def _refuse(why: str, given: dict[str, bool]) -> None:
+    """Raise UsageError for an option that was given and would not be used."""
+    if name := next((name for name, is_given in given.items() if is_given), None):
+        raise UsageError(f"{name} would not be used: {why}.", hint="Leave it out.")
 
 
 def _verify_onnx(

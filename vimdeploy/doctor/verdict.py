@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from vimdeploy import needs
-from vimdeploy.doctor.libraries import RUNTIMES
-from vimdeploy.doctor.report import Command, Facts, Finding, Library, Report
+from vimdeploy.doctor.report import Command, Facts, Finding, Report, RuntimeLibrary
+from vimdeploy.doctor.tensorrt import RUNTIMES
 from vimdeploy.native import libraries as native
 from vimdeploy.native.libraries import PLUGIN_KIND
 from vimdeploy.needs import COMMANDS, PART_OF, REQUIREMENTS
@@ -176,7 +176,7 @@ def _library_findings(facts: Facts) -> Iterator[Finding]:
             yield Finding("warning", f"{library.path}: {library.problem}", remedy)
 
 
-def _several(runtimes: list[Library]) -> Iterator[Finding]:
+def _several(runtimes: list[RuntimeLibrary]) -> Iterator[Finding]:
     """Warn where processes on this machine may meet different TensorRTs."""
     known = [lib for lib in runtimes if lib.version and not lib.problem]
     versions = sorted({lib.version for lib in known}, key=lambda v: [int(n) for n in v.split(".") if n.isdigit()])
@@ -192,7 +192,7 @@ def _several(runtimes: list[Library]) -> Iterator[Finding]:
     yield Finding("warning", f"{len(versions)} TensorRT versions {kind}are visible, and {effect}: {listed}", remedy)
 
 
-def _where(library: Library) -> str:
+def _where(library: RuntimeLibrary) -> str:
     return ", ".join(library.sources)
 
 

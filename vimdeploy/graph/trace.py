@@ -224,7 +224,9 @@ def _name_dimensions(model: onnx.ModelProto, axes: Sequence[Axes]) -> None:
 def _count_scans(program: torch.export.ExportedProgram) -> int:
     """Return how many scans reach the outputs. Callers receive states as well, and mostly drop them."""
     used: set[torch.fx.Node] = set()
-    todo = [node for node in program.graph.nodes if node.op == "output"]
+    # Regions of their own, such as those without autocast, are graphs below the main one.
+    graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    todo = [node for graph in graphs for node in graph.nodes if node.op == "output"]
     while todo:
         node = todo.pop()
         if node not in used:

@@ -36,8 +36,11 @@ _FLAGS = (
 )
 # plugins/cpu/dispatch.cpp asks the processor for every feature named here.
 _UNITS: dict[str, dict[str, tuple[str, ...]]] = {
-    "x86_64": {"cpu/isa_avx512.cpp": ("-mavx512f", "-mavx2", "-mfma"), "cpu/isa_avx2.cpp": ("-mavx2", "-mfma")},
-    "aarch64": {"cpu/isa_neon.cpp": ()},
+    "x86_64": {
+        "cpu/isa_avx512.cpp": ("-fno-exceptions", "-mavx512f", "-mavx2", "-mfma"),
+        "cpu/isa_avx2.cpp": ("-fno-exceptions", "-mavx2", "-mfma"),
+    },
+    "aarch64": {"cpu/isa_neon.cpp": ("-fno-exceptions",)},
 }
 
 

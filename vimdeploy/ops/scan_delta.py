@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vimdeploy.ops.arguments import ScanDelta
-from vimdeploy.ops.cpu_kernels import CpuKernels
 from vimdeploy.ops.dispatch import implementation
 from vimdeploy.ops.kernels import kernels_for
 from vimdeploy.ops.recurrence import samples_at_once, scan_tokens
@@ -80,7 +79,7 @@ def selective_scan_delta(
     """
     s = ScanDelta(u, delta, A, B, C, D, delta_bias, z, delta_softplus, reverse)
     s.check()
-    if implementation() == "kernels" and isinstance(kernels := kernels_for(u), CpuKernels):
+    if implementation() == "kernels" and (kernels := kernels_for(u)) is not None:
         y = kernels.selective_scan_delta(s)
         if y is not None:
             return y

@@ -189,10 +189,15 @@ def _foreign_name(path: Path) -> str:
 
 
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    broken = [key for key, value in state.items() if value.is_floating_point() and not _is_finite(value)]
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise CheckpointError(
             f"{path}: NaN or infinite values in {', '.join(broken[:3])}{more}.",
             hint="The training run diverged; use an earlier checkpoint, or --weights ema if the file has it.",
         )
+
+
+def _is_finite(value: Tensor) -> bool:
+    # isfinite writes three temporaries of the weight's size. A sum tells in one pass, unless finite values overflow it.
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
