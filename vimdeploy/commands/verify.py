@@ -127,17 +127,6 @@ def verify(
         half = "bf16" if bf16 else "fp16"
         report, not_run = climb_ladder(path, engines, named, folder, count, half, reporter)
         return Verified(path, report, violation=not_run)
-<<<<<<< HEAD
-    if bf16:
-        raise UsageError("--bf16 is for the ladder.", hint="Add --ladder, or leave it out.")
-    contract = None if atol is None and rtol is None else ParityContract(atol=atol or 0.0, rtol=rtol or 0.0)
-    if not path.exists():
-        raise ArtifactError(f"{path}: there is no such file.")
-    if not _is_installed("torch") and named is None and (manifest := read_manifest(path)).golden_sha256 is not None:
-        return _verify_stored(path, manifest, contract, ops, reporter)
-    needs.require("verify")
-    if (manifest := read_manifest(path)).module is not None:
-=======
     _refuse("there is no ladder (--ladder)", {"--bf16": bf16})
     if not path.is_file():
         raise ArtifactError(f"{path}: there is no such file.")
@@ -147,9 +136,12 @@ def verify(
         images_given = {"--batch": bool(batches), "--images": folder is not None, "--samples": samples is not None}
         _refuse(f"{path} is a module's, and compared with its golden outputs", images_given)
         needs.require("verify", unless=() if trust else ("torch", "safetensors"))
->>>>>>> main
         return _verify_module(path, manifest, named, contract, ops, trust, reporter)
     _refuse(f"{path} is no module's", {"--trust": trust})
+    if manifest.golden_sha256 is not None and named is None and not _is_installed("torch"):
+        stored = {"--batch": bool(batches), "--images": folder is not None, "--samples": samples is not None}
+        _refuse("torch is not installed, so the stored inputs are compared", stored)
+        return _verify_stored(path, manifest, contract, ops, reporter)
     needs.require("verify")
     return _verify_onnx(path, named, folder, count, tuple(dict.fromkeys(batches)), contract, ops, reporter)
 
