@@ -125,11 +125,16 @@ def pip_install(*requirements: str, python: str = sys.executable, options: str =
     return " ".join([name, "-m pip install", *([options] if options else []), *map(shlex.quote, requirements)])
 
 
+def install(*packages: str) -> str:
+    """Return the command that installs packages of :data:`REQUIREMENTS`, for a hint."""
+    return pip_install(*(REQUIREMENTS[name] for name in packages))
+
+
 def _lacking(command: str, packages: list[str]) -> MissingDependencyError:
     names = ", ".join(packages)
     return MissingDependencyError(
         f"{f'vimdeploy {command}'.strip()} needs {names}, which {'is' if len(packages) == 1 else 'are'} not installed.",
-        hint=pip_install(*(REQUIREMENTS[name] for name in packages)),
+        hint=install(*packages),
     )
 
 

@@ -50,7 +50,7 @@ CASES = {
     "an input that is none": (["their_net:build", "--input", "axb"], "must be [NAME=]SIZExSIZE"),
     "a folder that is not there": (["their_net:build", "--input", "1x4", "--import-path", "nowhere"], "no such folder"),
     "kwargs that are no JSON": (["their_net:build", "--input", "1x4", "--kwargs", "{"], "is no JSON"),
-    "options without an entry": (["model.pth", "--input", "1x4"], "only for a module of your own"),
+    "options without an entry": (["model.pth", "--input", "1x4"], "there is no module of your own"),
 }
 
 

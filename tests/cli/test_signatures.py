@@ -19,6 +19,7 @@ from vimdeploy.cli.app import app
 from vimdeploy.cli.module import ModuleGroup
 from vimdeploy.cli.options import DType, Ops, Runtime, Task, Weights
 from vimdeploy.commands.demo import run_demo
+from vimdeploy.commands.serve_repo import RepositoryOptions, serve_repo
 from vimdeploy.predicting.run import Request
 from vimdeploy.tensorrt.options import BuildOptions
 
@@ -33,6 +34,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], type | None, dict[str, str | None]
     "verify": (vimdeploy.verify, None, {"output": None}),
     "inspect": (vimdeploy.inspect, None, {}),
     "demo": (run_demo, None, {}),
+    "serve-repo": (serve_repo, RepositoryOptions, {"timeout_ms": "timeout_us"}),
     "convert": (
         vimdeploy.convert,
         None,
@@ -116,7 +118,7 @@ def test_defaults_are_the_same(name: str) -> None:
             assert value(default) == value(known[str(option.name)].default), option.name
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "predict"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("predict", "serve-repo")])
 def test_help_is_what_the_docstring_says(name: str) -> None:
     function, _, renamed = COMMANDS[name]
     said = words(function)

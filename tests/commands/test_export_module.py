@@ -23,6 +23,7 @@ from vimdeploy.commands.verify import verify
 from vimdeploy.errors import ArtifactError, CheckpointError, ModelError, UsageError, VerificationError
 from vimdeploy.interop.refusal import UnsupportedCallError
 from vimdeploy.parity.metrics import as_rows, relative_rms
+from vimdeploy.tensorrt.options import BuildOptions, Flavour
 
 STYLE_NAMES = (
     "KernelWithGate", "KernelCore", "KernelOflex", "KernelWithoutC", "KernelOfOneState", "ScanFn", "ScanFnWithGroups",
@@ -86,6 +87,15 @@ def test_every_style_converts_to_fp16_and_is_verified_by_its_golden_outputs(styl
     assert converted.half.metrics.passed
     assert verify(half, atol=0.05, rtol=0.05).passed
     assert verify(made.path).passed
+
+
+@pytest.mark.parametrize("name", ["ModuleMamba", "ModuleMamba2", "TwoDirections"])
+def test_tensorrt_rtx_builds_it_for_any_batch_and_length(name, tmp_path):
+    module, _ = make(name)
+    made = export_module(module, tokens(), tmp_path / "m.onnx", dynamic={"batch": True, "length": True})
+    options = BuildOptions(flavour=Flavour.RTX, compute_capabilities=("sm_89",))
+    built = vimdeploy.build_engine(made.path, precision="fp32", options=options)
+    assert built.manifest.profiles == (made.manifest.module.profile,)
 
 
 @pytest.mark.parametrize("name", ["KernelOflex", "ModuleMamba2", "TwoDirections"])

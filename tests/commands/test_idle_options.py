@@ -11,6 +11,7 @@ from exports import DATA
 import vimdeploy
 from vimdeploy.commands.engine_source import Request, in_precision, read_source
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
+from vimdeploy.native.compile import build_plugin
 from vimdeploy.progress import SILENT
 from vimdeploy.tensorrt.options import BuildOptions
 
@@ -45,6 +46,12 @@ def bare(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (lambda: vimdeploy.verify("vim.onnx", ladder=True, ops="body"), "--ops"),
         (lambda: vimdeploy.verify("vim.onnx", samples=3, images="photos"), "--samples"),
         (lambda: vimdeploy.convert("vim.onnx", max_error=1e-3, verify=False), "--max-error"),
+        (lambda: vimdeploy.convert("vim.onnx", max_error=-1.0), "--max-error -1.0: must be at least 0"),
+        (lambda: vimdeploy.convert("vim.onnx", max_error=float("nan")), "--max-error nan: must be at least 0"),
+        (lambda: vimdeploy.verify("vim.onnx", samples=0), "--samples 0: must be at least 1"),
+        (lambda: vimdeploy.verify("vim.onnx", batch=[1, 0]), "--batch 0: must be at least 1"),
+        (lambda: vimdeploy.verify("vim.onnx", rtol=-1e-3), "--rtol -0.001: must be at least 0"),
+        (lambda: build_plugin(tensorrt_include=Path("x"), kernels_only=True), "--tensorrt-include"),
         (lambda: vimdeploy.convert("vim.onnx", io_dtype="bf16"), "--io-dtype bf16"),
     ],
 )
@@ -98,6 +105,18 @@ def test_a_checkpoint_named_for_random_weights(tmp_path: Path) -> None:
     made = vimdeploy.export(output=tmp_path / "r.onnx", arch="vim_tiny_patch16_224", img_size=32, verify=False)
     with pytest.raises(UsageError, match="was exported with random weights"):
         vimdeploy.verify(made.path, checkpoint=TINY)
+
+
+def test_one_value_is_as_good_as_a_list_of_one(tiny: Path, tmp_path: Path) -> None:
+    """A text is one pattern, one file: not the sequence of its letters."""
+    one = vimdeploy.convert(tiny, tmp_path / "one.onnx", keep="*scan*", verify=False)
+    several = vimdeploy.convert(tiny, tmp_path / "several.onnx", keep=["*scan*"], verify=False)
+    assert one.path.read_bytes() == several.path.read_bytes()
+    assert one.half.report.nodes > 0, "each letter alone, and so the star, would keep every node"
+    found = vimdeploy.verify(tiny, checkpoint=TINY, batch=2, samples=2, ops="body")
+    assert {result.batch for result in found.report.results} == {2}  # type: ignore[union-attr]
+    with pytest.raises(ArtifactError, match=r"missing\.engine: there is no such file"):
+        vimdeploy.verify(tiny, engine="missing.engine")
 
 
 def test_an_engine_that_is_not_there(tiny: Path) -> None:

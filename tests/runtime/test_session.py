@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,6 +234,7 @@ def test_the_manifest_never_switches_host_code_on(
 
     monkeypatch.setattr("vimdeploy.runtime.plan_session.trt.load", lambda _: Owner())
     monkeypatch.setattr("vimdeploy.runtime.plan_session.this_machine", lambda *_: HERE)
+    monkeypatch.setattr("vimdeploy.runtime.plan_session.CudaDevice", lambda _: SimpleNamespace(active=nullcontext))
     path = broken(plan, tmp_path, lambda d: d["tensorrt"].update(version_compatible=says_so))
     if says_so and not allowed:
         with pytest.raises(ArtifactError, match="brings code"):

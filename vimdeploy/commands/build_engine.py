@@ -19,6 +19,7 @@ from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.backends.base import joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.session import SessionBackend
+from vimdeploy.commands.arguments import several
 from vimdeploy.commands.engine_source import Request, Source, held_precision, in_precision, read_source
 from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import MissingDependencyError, UsageError, VerificationError
@@ -91,7 +92,7 @@ def build_engine(
     *,
     precision: str | None = None,
     io_dtype: str = "fp32",
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     max_error: float | None = None,
     images: str | Path | None = None,
     timing_cache: str | Path | None = None,
@@ -124,7 +125,7 @@ def build_engine(
 
     """
     folder, cache = (None if path is None else Path(path) for path in (images, timing_cache))
-    asked = Request(options or BuildOptions(), precision, io_dtype, tuple(keep), max_error, folder, cache, verify)
+    asked = Request(options or BuildOptions(), precision, io_dtype, several(keep), max_error, folder, cache, verify)
     path = Path(model)
     target = path.with_suffix(".engine") if output is None else Path(output)
     owner = trt.load(asked.options.flavour)

@@ -13,6 +13,7 @@ from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
 from vimdeploy.artifacts.golden import golden_path
 from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
 from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
+from vimdeploy.commands.arguments import at_least, several
 from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
@@ -44,6 +45,7 @@ class HalfOptions:
     verify: bool = True
 
     def __post_init__(self) -> None:
+        at_least(0, max_error=self.max_error)
         if self.max_error is not None and not self.verify:
             raise UsageError(
                 "--max-error is what the verification holds the model to, and --no-verify leaves that out.",
@@ -100,7 +102,7 @@ def convert(
     *,
     precision: str = "fp16",
     io_dtype: str = "fp32",
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     max_error: float | None = None,
     images: str | Path | None = None,
     verify: bool = True,
@@ -129,7 +131,9 @@ def convert(
     """
     needs.require("convert")
     path = Path(model)
-    options = HalfOptions(precision, io_dtype, tuple(keep), max_error, None if images is None else Path(images), verify)
+    options = HalfOptions(
+        precision, io_dtype, several(keep), max_error, None if images is None else Path(images), verify
+    )
     target = path.with_suffix(f".{precision}.onnx") if output is None else Path(output)
     check_writable(target)
     if target.resolve() == path.resolve():
@@ -168,9 +172,7 @@ def to_half(
     if options.max_error is not None or options.images is not None:
         raise UsageError(
             f"{source}: without {'its manifest' if manifest is None else 'onnxruntime'} nothing can be measured.",
-            hint="Leave --max-error and --images out."
-            if manifest is None
-            else needs.pip_install(needs.REQUIREMENTS["onnxruntime"]),
+            hint="Leave --max-error and --images out." if manifest is None else needs.install("onnxruntime"),
         )
     reporter.stage(f"Converting to {precision.name}")
     result, report = convert_model(model, precision, policy, half_io=half_io)

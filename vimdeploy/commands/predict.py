@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from vimdeploy.commands.arguments import several
 from vimdeploy.predicting.containers import ParquetColumns
 from vimdeploy.predicting.rows import ClassScore, Prediction
 from vimdeploy.predicting.run import Request, Run
@@ -14,7 +15,12 @@ __all__ = ["ClassScore", "ParquetColumns", "Prediction", "Request", "Run", "Summ
 
 
 def predict(
-    model: str | Path, sources: Sequence[str | Path], *, top: int = 5, batch: int | None = None, ops: str = "auto"
+    model: str | Path,
+    sources: str | Path | Sequence[str | Path],
+    *,
+    top: int = 5,
+    batch: int | None = None,
+    ops: str = "auto",
 ) -> Iterator[Prediction]:
     """Yield one row an image, in the order of the sources.
 
@@ -31,12 +37,12 @@ def predict(
         ImageError: a source is missing or holds no image. A file that is no image is a row with its error.
 
     """
-    return Run(model, [str(source) for source in sources], Request(top=top, batch=batch, ops=ops)).rows()
+    return Run(model, [str(source) for source in several(sources)], Request(top=top, batch=batch, ops=ops)).rows()
 
 
 def predict_to(
     model: str | Path,
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     output: str | Path,
     request: Request | None = None,
     progress: Callable[[int], None] = lambda _: None,
@@ -55,5 +61,5 @@ def predict_to(
         ArtifactError: the folder cannot be written; finished shards stay.
 
     """
-    run = Run(model, [str(source) for source in sources], request or Request())
+    run = Run(model, [str(source) for source in several(sources)], request or Request())
     return run.write(str(output), progress)

@@ -12,6 +12,7 @@ from vimdeploy.artifacts.images import sample_images
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, is_stale, read_manifest
 from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx
 from vimdeploy.artifacts.recipe import ParityContract
+from vimdeploy.commands.arguments import at_least, several
 from vimdeploy.commands.origin import find_checkpoint, request_of
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError, VimdeployError
 from vimdeploy.parity.compare import Report, raise_unless_equal, verify_onnx
@@ -71,11 +72,11 @@ def verify(
     checkpoint: str | Path | None = None,
     images: str | Path | None = None,
     samples: int | None = None,
-    batch: Sequence[int] = (),
+    batch: int | Sequence[int] = (),
     atol: float | None = None,
     rtol: float | None = None,
     ladder: bool = False,
-    engine: Sequence[str | Path] = (),
+    engine: str | Path | Sequence[str | Path] = (),
     bf16: bool = False,
     trust: bool = False,
     ops: str = "auto",
@@ -112,14 +113,17 @@ def verify(
     if samples is not None and folder is not None:
         raise UsageError("--samples is for synthetic images; of --images every one is used.", hint="Leave it out.")
     count = samples or _SAMPLES
+    batches, engines = several(batch), tuple(map(Path, several(engine)))
+    at_least(1, samples=samples, **{"batch": min(batches)} if batches else {})
+    at_least(0, atol=atol, rtol=rtol)
     tolerances = {"--atol": atol is not None, "--rtol": rtol is not None}
-    if ladder or engine or path.suffix in PLAN_SUFFIXES:
+    if ladder or engines or path.suffix in PLAN_SUFFIXES:
         _refuse("the ladder holds every rung to the manifest's contract", tolerances)
-        _refuse("the ladder chooses it", {"--batch": bool(batch), "--ops": ops != "auto", "--trust": trust})
+        _refuse("the ladder chooses it", {"--batch": bool(batches), "--ops": ops != "auto", "--trust": trust})
         needs.require("verify", unless=("torch", "safetensors"))
         from vimdeploy.commands.ladder import climb_ladder
 
-        engines, half = tuple(map(Path, engine)), "bf16" if bf16 else "fp16"
+        half = "bf16" if bf16 else "fp16"
         report, not_run = climb_ladder(path, engines, named, folder, count, half, reporter)
         return Verified(path, report, violation=not_run)
     _refuse("there is no ladder (--ladder)", {"--bf16": bf16})
@@ -128,13 +132,13 @@ def verify(
     contract = ParityContract(atol=atol or 0.0, rtol=rtol or 0.0) if any(tolerances.values()) else None
     manifest = read_manifest(path)
     if manifest.module is not None:
-        images_given = {"--batch": bool(batch), "--images": folder is not None, "--samples": samples is not None}
+        images_given = {"--batch": bool(batches), "--images": folder is not None, "--samples": samples is not None}
         _refuse(f"{path} is a module's, and compared with its golden outputs", images_given)
         needs.require("verify", unless=() if trust else ("torch", "safetensors"))
         return _verify_module(path, manifest, named, contract, ops, trust, reporter)
     _refuse(f"{path} is no module's", {"--trust": trust})
     needs.require("verify")
-    return _verify_onnx(path, named, folder, count, tuple(dict.fromkeys(batch)), contract, ops, reporter)
+    return _verify_onnx(path, named, folder, count, tuple(dict.fromkeys(batches)), contract, ops, reporter)
 
 
 def _refuse(why: str, given: dict[str, bool]) -> None:

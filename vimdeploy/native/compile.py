@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vimdeploy.errors import MissingDependencyError
+from vimdeploy.errors import MissingDependencyError, UsageError
 from vimdeploy.native.locate import KERNELS, PLUGIN, PRELOAD, cache_folder, plugin_sources, source_files, source_hash
 from vimdeploy.native.toolchain import (
     Headers,
@@ -87,6 +87,8 @@ def plan_build(
         MissingDependencyError: nvcc, a host compiler or the headers are missing.
         UsageError: an argument does not fit.
     """
+    if kernels_only and tensorrt_include is not None:
+        raise UsageError("--tensorrt-include would not be used: --kernels-only needs nothing of TensorRT.")
     sources = plugin_sources()
     check_sources(sources)
     headers = None if kernels_only else find_tensorrt_headers(tensorrt_include)

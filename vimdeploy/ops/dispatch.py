@@ -51,7 +51,7 @@ def check(name: str) -> Implementation:
             if missing:
                 raise MissingDependencyError(
                     f"Computing the ops with {name} needs {' and '.join(missing)}.",
-                    hint="pip install 'vimdeploy[mamba]'",
+                    hint="pip install causal-conv1d mamba-ssm",
                 )
             return known  # type: ignore[no-any-return]
     raise UsageError(f"There is no implementation '{name}' of the ops.", hint=nearest(name, get_args(Implementation)))

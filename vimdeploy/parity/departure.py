@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
 from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import Array
@@ -15,6 +14,8 @@ from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.parity.metrics import relative_rms
 
 if TYPE_CHECKING:
+    import onnx
+
     from vimdeploy.models.family import FamilyModel
 
 _CHUNK = 200

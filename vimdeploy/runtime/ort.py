@@ -28,9 +28,7 @@ def import_onnxruntime(purpose: str = "running an ONNX file") -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingDependencyError(
-            f"{purpose} needs onnxruntime: {error}", hint="pip install 'vimdeploy[ort]'"
-        ) from error
+        raise MissingDependencyError(f"{purpose} needs onnxruntime: {error}", hint="pip install onnxruntime") from error
     return onnxruntime
 
 
