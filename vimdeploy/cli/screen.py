@@ -55,8 +55,11 @@ def say(text: str = "", *, style: str = "", label: str = "", label_style: str = 
 
 
 def note(text: str) -> None:
-    """Print something worth knowing on standard error."""
-    say(text, label="note:")
+    """Print something worth knowing on standard error; a guess that parity cannot check, as a warning."""
+    if text.startswith("a guess"):
+        warn(text)
+    else:
+        say(text, label="note:")
 
 
 def warn(text: str) -> None:
