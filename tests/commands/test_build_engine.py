@@ -451,4 +451,4 @@ def test_an_onnx_of_another_vimdeploy_ends_with_a_message(
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert {p.name for p in tmp_path.iterdir()} == {"vim.onnx", "vim.onnx.golden.npz", "vim.onnx.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {"vim.onnx", "vim.onnx.json"}

@@ -86,6 +86,16 @@ def test_other_than_one_name_for_each_class_is_refused(tmp_path):
         vimdeploy.export(CHECKPOINT, tmp_path / "vim.onnx", verify=False, classes=tmp_path / "names.txt")
 
 
+def test_the_command_line_says_the_same(tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
+    options = ("--mean", "0.1,0.2,0.3", "--std", "0.5,0.5,0.5", "--crop", "0.9", "--interpolation", "nearest")
+    more = ("--classes", tmp_path / "names.txt", "--no-verify", "--json")
+    made = succeed("export", CHECKPOINT, "-o", tmp_path / "vim.onnx", *options, *more).json()
+    assert made["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    assert (made["preprocessing"]["crop_ratio"], made["preprocessing"]["interpolation"]) == (0.9, "nearest")
+    assert made["classes"]["names"] == list("abcdefghij")
+
+
 @pytest.mark.parametrize("name", ["vim.engine", "vim.plan", "vim.trt", "vim.pth", "vim"])
 def test_other_names_than_onnx_are_refused(tmp_path, name):
     refuse("export", CHECKPOINT, "-o", tmp_path / name, words=[name, "end in .onnx", "vim.onnx"], folder=tmp_path)

@@ -80,10 +80,17 @@ def parse_image_size(text: str) -> ImageSize:
     return ImageSize(int(parts[0]), int(parts[-1]))
 
 
-def parse_numbers(text: str) -> tuple[float, ...]:
+@dataclass(frozen=True)
+class Numbers:
+    """One for each channel of an image."""
+
+    values: tuple[float, ...]
+
+
+def parse_numbers(text: str) -> Numbers:
     """Read ``0.485,0.456,0.406``; UsageError otherwise."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        return Numbers(tuple(float(part) for part in text.split(",")))
     except ValueError as error:
         raise UsageError(f"{text}: must be numbers separated by commas.", hint="As in 0.485,0.456,0.406.") from error
 
@@ -195,7 +202,7 @@ class CheckpointGroup(Group):
     ] = False
     classes: Annotated[Path | None, typer.Option(help="Names of the classes, one a line.")] = None
     mean: Annotated[
-        tuple[float, ...] | None,
+        Numbers | None,
         typer.Option(
             parser=parse_numbers,
             metavar="R,G,B",
@@ -203,7 +210,7 @@ class CheckpointGroup(Group):
         ),
     ] = None
     std: Annotated[
-        tuple[float, ...] | None,
+        Numbers | None,
         typer.Option(
             parser=parse_numbers,
             metavar="R,G,B",
@@ -231,7 +238,8 @@ class CheckpointGroup(Group):
         """Return them as the API takes them."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         chosen = {name: plain[name].value if plain[name] else None for name in ("task", "interpolation")}
-        return plain | chosen
+        numbers = {name: plain[name].values if plain[name] else None for name in ("mean", "std")}
+        return plain | chosen | numbers
 
 
 @dataclass(frozen=True)
