@@ -170,7 +170,7 @@ def _output(checkpoint: Path | None, arch: str | None, output: str | Path | None
     path = beside if output is None else Path(output)
     if checkpoint and path.exists() and checkpoint.exists() and path.samefile(checkpoint):
         raise UsageError(f"{path}: is the checkpoint itself.", hint="Choose another file with -o.")
-    if path.suffix != ".onnx":
+    if path.suffix != ".onnx" and not path.is_dir():
         plan = path.suffix in PLAN_SUFFIXES
         raise UsageError(
             f"{path}: export writes ONNX files, which end in .onnx.",

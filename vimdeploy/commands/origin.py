@@ -33,7 +33,12 @@ def find_checkpoint(path: Path, manifest: Manifest, named: Path | None) -> Path 
             raise UsageError(f"{path}: was exported with random weights, not from {named}.", hint="Leave it out.")
         return None
     checkpoint = named or referenced_checkpoint(manifest, path)
-    if named is None and (not manifest.checkpoint.file or not checkpoint.is_file()):
+    if named is None and not manifest.checkpoint.file:
+        raise UsageError(
+            f"{path}: its manifest is missing, and the file itself does not say where its checkpoint lies.",
+            hint=f"Pass the checkpoint with --checkpoint; its SHA-256 is {manifest.checkpoint.sha256}.",
+        )
+    if named is None and not checkpoint.is_file():
         raise UsageError(
             f"{checkpoint}: the checkpoint that {path.name} was exported from is not there.",
             hint=f"Pass it with --checkpoint; its SHA-256 is {manifest.checkpoint.sha256}.",
