@@ -3,8 +3,8 @@
 import ray
 from vimdeploy.predicting.batches import PredictBatch
 
-ray.data.read_images("photos", include_paths=True, mode="RGB")      # or read_binary_files: a column "bytes"
-dataset.map_batches(PredictBatch, fn_constructor_args=("digits.onnx",), concurrency=2, num_gpus=0)
+photos = ray.data.read_binary_files("photos", include_paths=True)
+photos.map_batches(PredictBatch, fn_constructor_args=("digits.onnx",), concurrency=2).write_parquet("rows")
 """
 
 from __future__ import annotations

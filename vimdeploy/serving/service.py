@@ -1,7 +1,7 @@
 """`vimdeploy serve`: one model over HTTP, on Starlette and uvicorn.
 
-Both are small, kept well and do what a server must (parsing, limits of connections, graceful stop); the batching and
-the protocol of a single model are little on top. What was measured against others: benchmarks/results/serving.md.
+Both are small, kept well, and do what a server must: parsing, limits of connections, a graceful stop. A single model
+needs little on top: bounded batching and the protocol. Other servers were not measured against it.
 """
 
 from __future__ import annotations
