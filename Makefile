@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.ready-to-test: $(VENV)/.ready
 	.ci/system-packages
-	$(INSTALL) --editable '.[export,ort,rtx,deit,dev]'
+	$(INSTALL) --editable '.[export,ort,rtx,deit,parquet,serve,report,dev]'
 	touch $@
 
 demo: $(VENV)/.ready
@@ -32,7 +32,7 @@ COMPAT_PYTHON ?= python3.12
 test-compat:
 	$(COMPAT_PYTHON) -m venv .venv-compat
 	.venv-compat/bin/python -m pip install --quiet 'torch==2.11.*'
-	.venv-compat/bin/python -m pip install --quiet --editable '.[export,ort,rtx,deit,dev]'
+	.venv-compat/bin/python -m pip install --quiet --editable '.[export,ort,rtx,deit,parquet,serve,report,dev]'
 	.venv-compat/bin/pytest $(PYTEST_ARGS)
 
 format: $(VENV)/.ready-to-test

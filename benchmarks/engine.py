@@ -59,26 +59,18 @@ def main() -> None:
 
 
 def export_digits(folder: Path) -> Path:
-    from vimdeploy.commands import pipeline
-    from vimdeploy.models.load import ModelRequest
-
-    path = folder / "digits.onnx"
-    pipeline.export(DIGITS, path, ModelRequest(), pipeline.ExportRequest(verify=False), lambda _: lambda *_: None)
-    return path
+    return vimdeploy.export(DIGITS, folder / "digits.onnx", verify=False).path
 
 
 def conversion(folder: Path) -> list[dict[str, Any]]:
     """Time the FP32 -> FP16 pass over Vim-B at 224 pixels: from a float32 model in memory to a half one."""
     import onnx
 
-    from vimdeploy.commands import pipeline
-    from vimdeploy.graph.precision import PRECISIONS, Policy, convert_model
-    from vimdeploy.models.load import ModelRequest
+    from vimdeploy.graph.policy import PRECISIONS, Policy
+    from vimdeploy.graph.precision import convert_model
 
-    path = folder / "vim_base.onnx"
-    request = ModelRequest(arch="vim_base_patch16_224")
-    pipeline.export(None, path, request, pipeline.ExportRequest(verify=False), lambda _: lambda *_: None)
-    model = onnx.load(path)
+    exported = vimdeploy.export(output=folder / "vim_base.onnx", arch="vim_base_patch16_224", verify=False)
+    model = onnx.load(exported.path)
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -226,7 +218,7 @@ def build_plan(onnx: Path, folder: Path) -> Path:
         VimdeployError: the build failed, or the plan does not compute what it should.
 
     """
-    from vimdeploy.commands.build_engine import BuildRequest, build_engine
+    from vimdeploy.commands.build_engine import build_engine
     from vimdeploy.tensorrt import api as trt
     from vimdeploy.tensorrt.options import BuildOptions
 
@@ -237,7 +229,7 @@ def build_plan(onnx: Path, folder: Path) -> Path:
     if is_rtx and capability not in owner.known_compute_capabilities:
         raise MissingDependencyError(f"TensorRT-RTX has no target for this GPU ({capability})")
     options = BuildOptions(owner.flavour, (1, 8, 64), compute_capabilities=(capability,) if is_rtx else ())
-    return build_engine(onnx, folder / "bench.engine", BuildRequest(options, "fp16"), print).path
+    return build_engine(onnx, folder / "bench.engine", options=options, precision="fp16").path
 
 
 def tensorrt_rows(onnx: Path, engine: Path | None, folder: Path) -> list[dict[str, Any]]:

@@ -57,7 +57,8 @@ def run(name: str, folder: Path, *, rtx: bool) -> dict[str, Any]:
     from vimdeploy.backends.onnxruntime import OnnxBackend
     from vimdeploy.backends.torch import TorchBackend
     from vimdeploy.graph.emulate import emulate
-    from vimdeploy.graph.precision import FP16, convert_model
+    from vimdeploy.graph.policy import FP16
+    from vimdeploy.graph.precision import convert_model
     from vimdeploy.models.load import ModelRequest, load_model
     from vimdeploy.parity.metrics import relative_rms
 

@@ -30,15 +30,16 @@ import onnx
 import torch
 from onnx import numpy_helper
 
+import vimdeploy
 from vimdeploy.artifacts.images import synthetic_images
 from vimdeploy.artifacts.manifest import read_manifest
 from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import joined
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.torch import TorchBackend
-from vimdeploy.commands import pipeline
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import BF16, FP16, Policy, Precision, convert_model
+from vimdeploy.graph.policy import BF16, FP16, Policy, Precision
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.models.load import ModelRequest, load_model
 from vimdeploy.parity.metrics import relative_rms
 from vimdeploy.parity.ranges import measure
@@ -76,8 +77,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     """Measure one model."""
     file = folder / "model.onnx"
     checkpoint = DIGITS if name == "vim_digits" else trained_like(name, folder / "model.pth")
-    request = pipeline.ExportRequest(verify=False)
-    pipeline.export(checkpoint, file, ModelRequest(), request, lambda _: lambda *_: None)
+    vimdeploy.export(checkpoint, file, verify=False)
     model, manifest = onnx.load(file), read_manifest(file)
     images = synthetic_images(IMAGES, manifest.preprocessing)
     ranges = measure(model, images)

@@ -160,7 +160,7 @@ PLUGIN_ATTRIBUTES = ("plugin_version", "plugin_namespace")
 """Carried by every node beside its own attributes: TensorRT's parser finds the plugin by them."""
 
 # What the TensorRT plugin serves. Export and the function bodies have no such limits.
-PLUGIN_OPS = ("CausalConv1d", "SelectiveScan", "SelectiveScanNoGate")
+PLUGIN_OPS = tuple(OPS)
 PLUGIN_MAX_STATE = 64
 PLUGIN_CONV_WIDTHS = (2, 3, 4)
 PLUGIN_MAX_DT_RANK = 128

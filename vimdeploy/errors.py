@@ -8,7 +8,6 @@ bug.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from collections.abc import Iterable
 
 
@@ -66,11 +65,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
-
-
-def require(module: str, extra: str, purpose: str) -> None:
-    """Raise MissingDependencyError, naming the extra to install, unless ``module`` can be imported."""
-    if importlib.util.find_spec(module) is None:
-        raise MissingDependencyError(
-            f"{purpose} needs {module}, which is not installed.", hint=f"pip install 'vimdeploy[{extra}]'"
-        )

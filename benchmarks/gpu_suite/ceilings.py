@@ -55,8 +55,9 @@ def scan_bytes(case: ScanCase) -> int:
 
 
 def scan_exponentials(case: ScanCase) -> int:
-    """Return the operations of the exp unit: N decays and a softplus (2) per group, a sigmoid (2) for the gate."""
-    return case.batch * case.length * case.channels * (case.groups * (case.states + 2) + (2 if case.gated else 0))
+    """Return the operations of the exp unit: N decays and a softplus (1; its logarithm is a polynomial) per group, a
+    sigmoid (2: an exponential and a reciprocal) for the gate."""
+    return case.batch * case.length * case.channels * (case.groups * (case.states + 1) + (2 if case.gated else 0))
 
 
 def floor(case: ScanCase, ceilings: dict[str, float]) -> dict[str, Any]:

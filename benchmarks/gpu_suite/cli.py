@@ -23,6 +23,11 @@ same command continues with them."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite; returns 0, 1 for a wrong result, 2 where something is missing, 3 when a part ran out of time."""
     options = _parser().parse_args(arguments)
+    if options.plan:
+        from benchmarks.gpu_suite import plan
+
+        print(plan.text())
+        return 0
     try:
         return _run(options)
     except VimdeployError as error:
@@ -41,12 +46,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="without a GPU: the kernels emulated on the host, small sizes, no timing"
     )
+    parser.add_argument("--plan", action="store_true", help="print the commands for half an hour without a network")
     parser.add_argument("--build", type=Path, help="folder of what is compiled; below build/ by default")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
     chosen = options.part or list(PARTS)
+    if "engine" in chosen:
+        _say_what_engine_lacks(alone=set(chosen) <= {"engine", "report"})
     options.out.mkdir(parents=True, exist_ok=True)
     fine = complete = True
     if any(part != "report" for part in chosen):
@@ -65,6 +73,20 @@ def _run(options: argparse.Namespace) -> int:
     print(page)
     print(report.summary(options.out))
     return 1 if not fine else 0 if complete else 3
+
+
+def _say_what_engine_lacks(*, alone: bool) -> None:
+    """Say before anything starts, not at its end, what part ``engine`` will miss."""
+    from benchmarks.gpu_suite import engine
+
+    absent = engine.absent("pytest", *engine.NEEDED)
+    if not absent:
+        return
+    text = f"part engine will measure nothing: {', '.join(absent)} not installed"
+    hint = "Without a network: carry the wheels (--plan prints the commands)."
+    if alone:
+        raise MissingDependencyError(text, hint=hint)
+    print(f"[gpu_suite] {text}. {hint}", flush=True)
 
 
 class _Suite:

@@ -41,9 +41,14 @@ def _is_fine(store: Store) -> bool:
     return all(not str(case["status"]).startswith("FAILED") for case in store.cases.values())
 
 
+def absent(*packages: str) -> list[str]:
+    """Return which packages are not installed."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
 def _missing(*packages: str) -> str:
-    absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    return f"{NOT_MEASURED}: {', '.join(absent)} is not installed" if absent else ""
+    names = absent(*packages)
+    return f"{NOT_MEASURED}: {', '.join(names)} is not installed" if names else ""
 
 
 def run_tests(*, dry_run: bool, seconds: float, tests: Path = TESTS) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vimdeploy.errors import ArtifactError
 from vimdeploy.ops.kernels import _ConvArgs as ConvArgs
 from vimdeploy.ops.kernels import _ScanArgs as ScanArgs
 
-ABI = 1
+ABI = 2
 VARIANTS = {1: "thread-16", 2: "thread-8", 3: "thread-4", 4: "thread-1", 5: "generic", 6: "chunked"}
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 

@@ -49,6 +49,13 @@ bool isOtherVersion(Args const* args) noexcept
 constexpr char const* kOTHER_VERSION
     = "a struct is null or of another version of vimdeploy_kernels.h (struct_size differs)";
 
+int32_t check(ScanShape const& shape) noexcept
+{
+    char message[kMESSAGE_SIZE];
+    char const* problem = checkScanShape(shape, message, sizeof(message));
+    return problem != nullptr ? fail(VIMDEPLOY_INVALID_ARGUMENT, problem) : VIMDEPLOY_OK;
+}
+
 int32_t readShape(vimdeploy_scan_args const* args, ScanShape& shape) noexcept
 {
     if (isOtherVersion(args))
@@ -72,40 +79,95 @@ int32_t readShape(vimdeploy_scan_args const* args, ScanShape& shape) noexcept
     shape.height = args->height;
     shape.scale = args->scale;
     shape.type = static_cast<DType>(args->dtype);
-    char message[kMESSAGE_SIZE];
-    char const* problem = checkScanShape(shape, message, sizeof(message));
-    return problem != nullptr ? fail(VIMDEPLOY_INVALID_ARGUMENT, problem) : VIMDEPLOY_OK;
+    return check(shape);
 }
 
-int32_t readSmCount(vimdeploy_scan_args const* args, int32_t& smCount) noexcept
+int32_t readShape(vimdeploy_scan_delta_args const* args, ScanShape& shape) noexcept
 {
-    smCount = args->sm_count;
-    if (smCount > 0)
+    if (isOtherVersion(args))
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, kOTHER_VERSION);
+    }
+    shape.batch = args->batch;
+    shape.length = args->length;
+    shape.channels = args->channels;
+    shape.states = args->states;
+    shape.rank = 0;
+    shape.givenDelta = true;
+    shape.deltaSoftplus = args->delta_softplus != 0;
+    shape.channelGroups = args->channel_groups;
+    shape.directions[0] = args->reverse != 0 ? -1 : 1;
+    shape.gated = args->gated != 0;
+    shape.type = static_cast<DType>(args->dtype);
+    return check(shape);
+}
+
+ScanPointers pointersOf(vimdeploy_scan_args const& args) noexcept
+{
+    ScanPointers pointers;
+    pointers.u = args.u;
+    pointers.xDbl = args.x_dbl;
+    pointers.A = static_cast<float const*>(args.a);
+    pointers.D = static_cast<float const*>(args.d);
+    pointers.dtWeight = args.dt_weight;
+    pointers.dtBias = static_cast<float const*>(args.dt_bias);
+    pointers.z = args.z;
+    pointers.y = args.y;
+    return pointers;
+}
+
+ScanPointers pointersOf(vimdeploy_scan_delta_args const& args) noexcept
+{
+    ScanPointers pointers;
+    pointers.u = args.u;
+    pointers.delta = args.delta;
+    pointers.A = static_cast<float const*>(args.a);
+    pointers.B = args.b;
+    pointers.C = args.c;
+    pointers.D = static_cast<float const*>(args.d);
+    pointers.dtBias = static_cast<float const*>(args.delta_bias);
+    pointers.z = args.z;
+    pointers.y = args.y;
+    return pointers;
+}
+
+template <typename Args>
+int32_t readDevice(Args const* args, ScanDevice& device) noexcept
+{
+    device.smCount = args->sm_count;
+    if (device.smCount > 0)
     {
         return VIMDEPLOY_OK;
     }
-    int device = 0;
-    cudaError_t status = cudaGetDevice(&device);
+    int number = 0;
+    cudaError_t status = cudaGetDevice(&number);
     if (status == cudaSuccess)
     {
-        status = cudaDeviceGetAttribute(&smCount, cudaDevAttrMultiProcessorCount, device);
+        status = cudaDeviceGetAttribute(&device.smCount, cudaDevAttrMultiProcessorCount, number);
     }
-    return status == cudaSuccess ? VIMDEPLOY_OK : failCuda("the number of SMs could not be read", status);
+    if (status == cudaSuccess)
+    {
+        status = cudaDeviceGetAttribute(&device.sharedPerSm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, number);
+    }
+    return status == cudaSuccess ? VIMDEPLOY_OK : failCuda("the device's properties could not be read", status);
 }
 
-int32_t makePlan(vimdeploy_scan_args const* args, ScanShape& shape, ScanPlan& plan, int32_t& smCount) noexcept
+template <typename Args>
+int32_t makePlan(Args const* args, ScanShape& shape, ScanPlan& plan, int32_t& smCount) noexcept
 {
+    ScanDevice device{0};
     int32_t code = readShape(args, shape);
     if (code == VIMDEPLOY_OK)
     {
-        code = readSmCount(args, smCount);
+        code = readDevice(args, device);
     }
     if (code != VIMDEPLOY_OK)
     {
         return code;
     }
-    plan = args->variant == 0 ? planScan(shape, smCount)
-                              : planScanVariant(shape, static_cast<ScanVariant>(args->variant), smCount);
+    smCount = device.smCount;
+    plan = args->variant == 0 ? planScan(shape, device)
+                              : planScanVariant(shape, static_cast<ScanVariant>(args->variant), device);
     if (plan.variant == ScanVariant::kNONE)
     {
         std::snprintf(tLastError, sizeof(tLastError), "variant %d cannot run %d states; ask vimdeploy_scan_variants",
@@ -113,6 +175,71 @@ int32_t makePlan(vimdeploy_scan_args const* args, ScanShape& shape, ScanPlan& pl
         return VIMDEPLOY_INVALID_ARGUMENT;
     }
     return VIMDEPLOY_OK;
+}
+
+template <typename Args>
+int32_t listVariants(Args const* args, int32_t* variants, int32_t capacity) noexcept
+{
+    ScanShape shape;
+    int32_t const code = readShape(args, shape);
+    if (code != VIMDEPLOY_OK)
+    {
+        return code;
+    }
+    if (variants == nullptr && capacity > 0)
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, "variants is null");
+    }
+    ScanVariant found[kSCAN_VARIANT_COUNT];
+    int32_t const count = scanVariants(shape, found);
+    for (int32_t i = 0; i < count && i < capacity; ++i)
+    {
+        variants[i] = static_cast<int32_t>(found[i]);
+    }
+    return count;
+}
+
+template <typename Args>
+int32_t workspaceSize(Args const* args, uint64_t* bytes) noexcept
+{
+    ScanShape shape;
+    ScanPlan plan;
+    int32_t smCount = 0;
+    int32_t const code = makePlan(args, shape, plan, smCount);
+    if (code != VIMDEPLOY_OK)
+    {
+        return code;
+    }
+    if (bytes == nullptr)
+    {
+        return fail(VIMDEPLOY_INVALID_ARGUMENT, "bytes is null");
+    }
+    *bytes = scanWorkspaceSize(shape, plan.variant, smCount);
+    return VIMDEPLOY_OK;
+}
+
+template <typename Args>
+int32_t runScan(Args const* args) noexcept
+{
+    ScanShape shape;
+    ScanPlan plan;
+    int32_t smCount = 0;
+    int32_t const code = makePlan(args, shape, plan, smCount);
+    if (code != VIMDEPLOY_OK)
+    {
+        return code;
+    }
+    std::size_t const needed = scanWorkspaceSize(shape, plan.variant, smCount);
+    if (args->workspace_size < needed || (needed > 0 && args->workspace == nullptr))
+    {
+        std::snprintf(tLastError, sizeof(tLastError), "workspace has %llu bytes; %llu are needed",
+            static_cast<unsigned long long>(args->workspace == nullptr ? 0 : args->workspace_size),
+            static_cast<unsigned long long>(needed));
+        return VIMDEPLOY_WORKSPACE_TOO_SMALL;
+    }
+    Workspace const workspace{args->workspace, static_cast<std::size_t>(args->workspace_size)};
+    return answer("the scan could not be launched",
+        launchScan(shape, plan, pointersOf(*args), workspace, static_cast<cudaStream_t>(args->stream)));
 }
 
 } // namespace
@@ -138,27 +265,6 @@ char const* vimdeploy_last_error(void)
     return tLastError;
 }
 
-int32_t vimdeploy_scan_variants(vimdeploy_scan_args const* args, int32_t* variants, int32_t capacity)
-{
-    ScanShape shape;
-    int32_t const code = readShape(args, shape);
-    if (code != VIMDEPLOY_OK)
-    {
-        return code;
-    }
-    if (variants == nullptr && capacity > 0)
-    {
-        return fail(VIMDEPLOY_INVALID_ARGUMENT, "variants is null");
-    }
-    ScanVariant found[kSCAN_VARIANT_COUNT];
-    int32_t const count = scanVariants(shape, found);
-    for (int32_t i = 0; i < count && i < capacity; ++i)
-    {
-        variants[i] = static_cast<int32_t>(found[i]);
-    }
-    return count;
-}
-
 int32_t vimdeploy_scan_plan_query(vimdeploy_scan_args const* args, vimdeploy_scan_plan* plan)
 {
     if (isOtherVersion(plan))
@@ -182,54 +288,34 @@ int32_t vimdeploy_scan_plan_query(vimdeploy_scan_args const* args, vimdeploy_sca
     return VIMDEPLOY_OK;
 }
 
+int32_t vimdeploy_scan_variants(vimdeploy_scan_args const* args, int32_t* variants, int32_t capacity)
+{
+    return listVariants(args, variants, capacity);
+}
+
 int32_t vimdeploy_scan_workspace_size(vimdeploy_scan_args const* args, uint64_t* bytes)
 {
-    ScanShape shape;
-    ScanPlan plan;
-    int32_t smCount = 0;
-    int32_t const code = makePlan(args, shape, plan, smCount);
-    if (code != VIMDEPLOY_OK)
-    {
-        return code;
-    }
-    if (bytes == nullptr)
-    {
-        return fail(VIMDEPLOY_INVALID_ARGUMENT, "bytes is null");
-    }
-    *bytes = scanWorkspaceSize(shape, plan.variant, smCount);
-    return VIMDEPLOY_OK;
+    return workspaceSize(args, bytes);
 }
 
 int32_t vimdeploy_scan(vimdeploy_scan_args const* args)
 {
-    ScanShape shape;
-    ScanPlan plan;
-    int32_t smCount = 0;
-    int32_t const code = makePlan(args, shape, plan, smCount);
-    if (code != VIMDEPLOY_OK)
-    {
-        return code;
-    }
-    std::size_t const needed = scanWorkspaceSize(shape, plan.variant, smCount);
-    if (args->workspace_size < needed || (needed > 0 && args->workspace == nullptr))
-    {
-        std::snprintf(tLastError, sizeof(tLastError), "workspace has %llu bytes; %llu are needed",
-            static_cast<unsigned long long>(args->workspace == nullptr ? 0 : args->workspace_size),
-            static_cast<unsigned long long>(needed));
-        return VIMDEPLOY_WORKSPACE_TOO_SMALL;
-    }
-    ScanPointers pointers;
-    pointers.u = args->u;
-    pointers.xDbl = args->x_dbl;
-    pointers.A = static_cast<float const*>(args->a);
-    pointers.D = static_cast<float const*>(args->d);
-    pointers.dtWeight = args->dt_weight;
-    pointers.dtBias = static_cast<float const*>(args->dt_bias);
-    pointers.z = args->z;
-    pointers.y = args->y;
-    Workspace const workspace{args->workspace, static_cast<std::size_t>(args->workspace_size)};
-    return answer("the scan could not be launched",
-        launchScan(shape, plan, pointers, workspace, static_cast<cudaStream_t>(args->stream)));
+    return runScan(args);
+}
+
+int32_t vimdeploy_scan_delta_variants(vimdeploy_scan_delta_args const* args, int32_t* variants, int32_t capacity)
+{
+    return listVariants(args, variants, capacity);
+}
+
+int32_t vimdeploy_scan_delta_workspace_size(vimdeploy_scan_delta_args const* args, uint64_t* bytes)
+{
+    return workspaceSize(args, bytes);
+}
+
+int32_t vimdeploy_scan_delta(vimdeploy_scan_delta_args const* args)
+{
+    return runScan(args);
 }
 
 int32_t vimdeploy_conv(vimdeploy_conv_args const* args)

@@ -23,7 +23,7 @@ extern "C"
 #endif
 
 /*! Raised when a field is appended or a meaning changes. */
-#define VIMDEPLOY_KERNELS_ABI 1
+#define VIMDEPLOY_KERNELS_ABI 2
 
 #define VIMDEPLOY_FLOAT32 0
 #define VIMDEPLOY_FLOAT16 1
@@ -66,6 +66,36 @@ typedef struct vimdeploy_scan_args
     uint64_t workspace_size;
     void* stream;
 } vimdeploy_scan_args;
+
+/*! One selective scan whose delta is given and whose channels are partitioned into groups. */
+typedef struct vimdeploy_scan_delta_args
+{
+    uint64_t struct_size;
+    int64_t batch;
+    int64_t length;
+    int32_t channels;
+    int32_t states;
+    int32_t channel_groups;
+    int32_t delta_softplus;
+    int32_t reverse;
+    int32_t gated;
+    int32_t dtype;
+    int32_t variant;  /*!< 0: chosen; else a ScanVariant */
+    int32_t sm_count; /*!< 0: asked of the current device */
+    int32_t reserved; /*!< 0 */
+    void const* u;
+    void const* delta;
+    void const* a;
+    void const* b;
+    void const* c;
+    void const* d;
+    void const* delta_bias;
+    void const* z;
+    void* y;
+    void* workspace;
+    uint64_t workspace_size;
+    void* stream;
+} vimdeploy_scan_delta_args;
 
 /*! One causal convolution. Layouts as in kernels/causal_conv1d/launch.h. */
 typedef struct vimdeploy_conv_args
@@ -116,6 +146,12 @@ VIMDEPLOY_API int32_t vimdeploy_scan_plan_query(vimdeploy_scan_args const* args,
 VIMDEPLOY_API int32_t vimdeploy_scan_workspace_size(vimdeploy_scan_args const* args, uint64_t* bytes);
 
 VIMDEPLOY_API int32_t vimdeploy_scan(vimdeploy_scan_args const* args);
+
+/*! As the three above, with delta given. */
+VIMDEPLOY_API int32_t vimdeploy_scan_delta_variants(
+    vimdeploy_scan_delta_args const* args, int32_t* variants, int32_t capacity);
+VIMDEPLOY_API int32_t vimdeploy_scan_delta_workspace_size(vimdeploy_scan_delta_args const* args, uint64_t* bytes);
+VIMDEPLOY_API int32_t vimdeploy_scan_delta(vimdeploy_scan_delta_args const* args);
 
 VIMDEPLOY_API int32_t vimdeploy_conv(vimdeploy_conv_args const* args);
 

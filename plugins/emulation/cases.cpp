@@ -185,6 +185,44 @@ void addRanksAndAlignment(std::vector<ScanCase>& cases)
     }
 }
 
+//! Delta given: every variant, both directions, gated and not, groups of channels that no block divides.
+void addGivenDelta(std::vector<ScanCase>& cases, bool all)
+{
+    struct Form
+    {
+        int32_t states;
+        ScanVariant variant;
+        int32_t channels;
+        int32_t channelGroups;
+    };
+    constexpr Form kFORMS[]{{16, ScanVariant::kTHREAD_16, 72, 1}, {16, ScanVariant::kTHREAD_16, 144, 2},
+        {16, ScanVariant::kTHREAD_8, 40, 5}, {16, ScanVariant::kTHREAD_4, 19, 1}, {16, ScanVariant::kCHUNKED, 57, 3},
+        {8, ScanVariant::kTHREAD_8, 66, 2}, {8, ScanVariant::kTHREAD_4, 24, 1}, {1, ScanVariant::kTHREAD_1, 130, 1},
+        {1, ScanVariant::kCHUNKED, 24, 4}, {5, ScanVariant::kGENERIC, 22, 2}, {24, ScanVariant::kCHUNKED, 11, 1},
+        {64, ScanVariant::kGENERIC, 24, 3}};
+    int turn = 0;
+    for (Form const& form : kFORMS)
+    {
+        for (DType const type : kTYPES)
+        {
+            for (int flags = 0; flags < (all ? 8 : 1); ++flags)
+            {
+                int const bits = all ? flags : turn % 8;
+                int64_t const length = form.variant == ScanVariant::kCHUNKED ? 135 : 37;
+                cases.push_back(makeCase(bits % 2 == 0 ? Walk::kMAMBA : Walk::kREVERSED, type, form.variant,
+                    1 + turn % 2, length, form.channels, form.states, 1, (bits & 2) == 0));
+                ScanShape& shape = cases.back().shape;
+                shape.givenDelta = true;
+                shape.rank = 0;
+                shape.channelGroups = form.channelGroups;
+                shape.deltaSoftplus = (bits & 4) == 0;
+                cases.back().misaligned = turn % 7 == 6;
+                ++turn;
+            }
+        }
+    }
+}
+
 //! Every number of multiprocessors cuts a long sequence into other chunks.
 void addSmCounts(std::vector<ScanCase>& cases, std::vector<int32_t> const& counts)
 {
@@ -243,9 +281,11 @@ std::string nameOf(ScanCase const& scan)
         walks[2 * g + 1] = s.columnMajor[g] != 0 ? 'c' : 'r';
     }
     char text[256];
-    std::snprintf(text, sizeof(text), "scan %s variant=%d SMs=%d B=%lld L=%lld E=%d N=%d R=%d %s%s%s%s H=%d data=%s%s",
-        nameOf(s.type), static_cast<int>(scan.variant), scan.smCount, static_cast<long long>(s.batch),
-        static_cast<long long>(s.length), s.channels, s.states, s.rank, walks, s.sharedU ? " u-shared" : "",
+    std::snprintf(text, sizeof(text),
+        "scan %s variant=%d SMs=%d B=%lld L=%lld E=%d N=%d R=%d P=%d %s%s%s%s%s H=%d data=%s%s", nameOf(s.type),
+        static_cast<int>(scan.variant), scan.smCount, static_cast<long long>(s.batch), static_cast<long long>(s.length),
+        s.channels, s.states, s.rank, s.channelGroups, walks,
+        s.givenDelta ? s.deltaSoftplus ? " given+softplus" : " given" : "", s.sharedU ? " u-shared" : "",
         s.sharedXDbl ? " x-shared" : "", s.gated ? " gated" : "", s.height, nameOf(scan.data),
         scan.misaligned ? " misaligned" : "");
     return text;
@@ -265,6 +305,7 @@ std::vector<ScanCase> scanCases(std::string const& grid)
 {
     std::vector<ScanCase> cases;
     addEachOnce(cases);
+    addGivenDelta(cases, grid == "full");
     if (grid == "small")
     {
         cases.push_back(makeCase(Walk::kVIM, DType::kFLOAT16, ScanVariant::kTHREAD_16, 1, 53, 64, 16, 12, true));

@@ -109,10 +109,15 @@ Outcome runScan(ScanCase const& scan, uint64_t seed)
     bool const noSkip = scan.data == Data::kSMALL_DT || scan.data == Data::kTINY_DT;
 
     Tensor u(s.type, size(s.sharedU ? 1 : s.groups, s.batch, s.length, s.channels), off);
-    Tensor x(s.type, size(s.sharedXDbl ? 1 : s.groups, s.batch, s.length, width), off);
+    bool const given = s.givenDelta;
+    Tensor x(s.type, given ? 1 : size(s.sharedXDbl ? 1 : s.groups, s.batch, s.length, width), off);
+    Tensor delta(s.type, given ? size(s.batch, s.length, s.channels) : 1, off);
+    std::size_t const pair = given ? size(s.batch, s.length, s.channelGroups, s.states) : 1;
+    Tensor B(s.type, pair, off);
+    Tensor C(s.type, pair, off);
     Tensor A(DType::kFLOAT32, size(s.groups, s.channels, s.states), false);
     Tensor D(DType::kFLOAT32, size(s.groups, s.channels), false);
-    Tensor weight(s.type, size(s.groups, s.channels, s.rank), off);
+    Tensor weight(s.type, given ? 1 : size(s.groups, s.channels, s.rank), off);
     Tensor bias(DType::kFLOAT32, size(s.groups, s.channels), false);
     Tensor z(s.type, s.gated ? size(s.batch, s.length, s.channels) : 1, off);
     DType const outputType = s.gated ? s.type : DType::kFLOAT32;
@@ -130,9 +135,19 @@ Outcome runScan(ScanCase const& scan, uint64_t seed)
         { return rateOf(scan.data, static_cast<double>(i % static_cast<std::size_t>(s.states)), uniform(generator)); });
     in.D = D.fill([&](std::size_t) { return noSkip ? 0.0 : amplitude * normal(generator); });
     double const spread = scan.data == Data::kSMALL_DT ? 0.1 : 1.0;
-    in.dtWeight
-        = weight.fill([&](std::size_t) { return spread * normal(generator) / std::sqrt(static_cast<double>(s.rank)); });
-    in.dtBias = bias.fill([&](std::size_t) { return dtBiasOf(scan.data, uniform(generator)); });
+    in.dtWeight = weight.fill([&](std::size_t)
+        { return spread * normal(generator) / std::sqrt(std::max(1.0, static_cast<double>(s.rank))); });
+    // Without softplus delta is what the caller says, and a negative one would let the state grow without bounds.
+    bool const plain = given && !s.deltaSoftplus;
+    in.delta = delta.fill(
+        [&](std::size_t)
+        {
+            double const value = 0.3 * spread * normal(generator);
+            return plain ? std::abs(value) : value;
+        });
+    in.B = B.fill([&](std::size_t) { return amplitude * normal(generator); });
+    in.C = C.fill([&](std::size_t) { return amplitude * normal(generator); });
+    in.dtBias = bias.fill([&](std::size_t) { return plain ? 0.01 : dtBiasOf(scan.data, uniform(generator)); });
     in.z = z.fill([&](std::size_t) { return (scan.data == Data::kDENORMAL ? tiny : 2.0) * normal(generator); });
 
     char message[kMESSAGE_SIZE];
@@ -149,10 +164,20 @@ Outcome runScan(ScanCase const& scan, uint64_t seed)
         emulation::fault("a plan needs more workspace than scanWorkspaceSize promised");
     }
     Tensor workspace(DType::kFLOAT32, std::max<std::size_t>(workspaceBytes / 4, 1), false);
-    ScanPointers pointers{u.data(), x.data(), static_cast<float*>(A.data()), static_cast<float*>(D.data()),
-        weight.data(), static_cast<float*>(bias.data()), s.gated ? z.data() : nullptr, y.data()};
-    Workspace const given{workspaceBytes > 0 ? workspace.data() : nullptr, workspaceBytes};
-    LaunchStatus const status = launchScan(s, plan, pointers, given, nullptr);
+    ScanPointers pointers;
+    pointers.u = u.data();
+    pointers.xDbl = given ? nullptr : x.data();
+    pointers.A = static_cast<float*>(A.data());
+    pointers.D = static_cast<float*>(D.data());
+    pointers.dtWeight = given ? nullptr : weight.data();
+    pointers.dtBias = static_cast<float*>(bias.data());
+    pointers.delta = given ? delta.data() : nullptr;
+    pointers.B = given ? B.data() : nullptr;
+    pointers.C = given ? C.data() : nullptr;
+    pointers.z = s.gated ? z.data() : nullptr;
+    pointers.y = y.data();
+    Workspace const room{workspaceBytes > 0 ? workspace.data() : nullptr, workspaceBytes};
+    LaunchStatus const status = launchScan(s, plan, pointers, room, nullptr);
     if (!status.ok())
     {
         emulation::fault(status.isRefusal() ? status.refusal : "the scan was not launched");
@@ -262,10 +287,17 @@ void runFar(int& ran, int& failed)
     z[last] = __float2half_rn(1.0F);
     emulation::setBlockFilter(3);
     ScanPlan const plan = planScanVariant(s, ScanVariant::kTHREAD_1, 132);
+    ScanPointers pointers;
+    pointers.u = u;
+    pointers.xDbl = x;
+    pointers.A = pointers.dtBias = zeros.data();
+    pointers.D = ones.data();
+    pointers.dtWeight = weight.data();
+    pointers.z = z;
+    pointers.y = y;
     std::size_t const bytes = scanWorkspaceSize(s, plan.variant, 132);
     Workspace const workspace{map(static_cast<int64_t>(bytes), 1), bytes};
-    LaunchStatus const status
-        = launchScan(s, plan, {u, x, zeros.data(), ones.data(), weight.data(), zeros.data(), z, y}, workspace, nullptr);
+    LaunchStatus const status = launchScan(s, plan, pointers, workspace, nullptr);
     emulation::setBlockFilter(0);
     double const expected = 8.0 * reference::silu(1.0);
     double const got = __half2float(y[last]);

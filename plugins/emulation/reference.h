@@ -40,13 +40,41 @@ inline int64_t tokenOf(ScanShape const& shape, int32_t group, int64_t position)
 struct ScanInputs
 {
     Values u, xDbl, A, D, dtWeight, dtBias, z;
+    Values delta, B, C; //!< with delta given
 };
+
+//! Delta, B and C of one token, channel and group, wherever they come from.
+struct TokenInputs
+{
+    double delta;
+    double const* B;
+    double const* C;
+};
+
+inline TokenInputs tokenInputs(ScanShape const& shape, ScanInputs const& in, int32_t g, int64_t b, int64_t t, int64_t e)
+{
+    int64_t const L = shape.length, E = shape.channels, N = shape.states, R = shape.rank;
+    auto const at = [](Values const& values, int64_t index) { return values[static_cast<std::size_t>(index)]; };
+    double v = at(in.dtBias, g * E + e);
+    if (shape.givenDelta)
+    {
+        int64_t const P = shape.channelGroups;
+        int64_t const row = (((b * L + t) * P) + e / (E / P)) * N;
+        v += at(in.delta, (b * L + t) * E + e);
+        return {shape.deltaSoftplus ? softplus(v) : v, in.B.data() + row, in.C.data() + row};
+    }
+    int64_t const x = (((shape.sharedXDbl ? 0 : g) * shape.batch + b) * L + t) * (R + 2 * N);
+    for (int64_t r = 0; r < R; ++r)
+    {
+        v += at(in.xDbl, x + r) * at(in.dtWeight, (g * E + e) * R + r);
+    }
+    return {softplus(v), in.xDbl.data() + x + R, in.xDbl.data() + x + R + N};
+}
 
 //! \return y (B, L, E)
 inline Values scan(ScanShape const& shape, ScanInputs const& in)
 {
-    int64_t const B = shape.batch, L = shape.length, E = shape.channels, N = shape.states, R = shape.rank;
-    int64_t const W = R + 2 * N;
+    int64_t const B = shape.batch, L = shape.length, E = shape.channels, N = shape.states;
     Values y(static_cast<std::size_t>(B * L * E), 0.0);
     auto const at = [](Values const& values, int64_t index) { return values[static_cast<std::size_t>(index)]; };
     std::vector<double> h;
@@ -61,21 +89,15 @@ inline Values scan(ScanShape const& shape, ScanInputs const& in)
                 for (int64_t s = 0; s < L; ++s)
                 {
                     int64_t const t = tokenOf(shape, g, shape.directions[g] > 0 ? s : L - 1 - s);
-                    int64_t const x = (((shape.sharedXDbl ? 0 : g) * B + b) * L + t) * W;
-                    double v = at(in.dtBias, g * E + e);
-                    for (int64_t r = 0; r < R; ++r)
-                    {
-                        v += at(in.xDbl, x + r) * at(in.dtWeight, (g * E + e) * R + r);
-                    }
-                    double const delta = softplus(v);
+                    TokenInputs const token = tokenInputs(shape, in, g, b, t, e);
                     double const u = at(in.u, (uRow + t) * E + e);
                     double sum = at(in.D, g * E + e) * u;
                     for (int64_t n = 0; n < N; ++n)
                     {
                         double& state = h[static_cast<std::size_t>(n)];
-                        state = std::exp(delta * at(in.A, (g * E + e) * N + n)) * state
-                            + delta * u * at(in.xDbl, x + R + n);
-                        sum += state * at(in.xDbl, x + R + N + n);
+                        state = std::exp(token.delta * at(in.A, (g * E + e) * N + n)) * state
+                            + token.delta * u * token.B[n];
+                        sum += state * token.C[n];
                     }
                     y[static_cast<std::size_t>((b * L + t) * E + e)] += sum;
                 }

@@ -13,6 +13,9 @@ namespace vimdeploy
 //! \return a middle-sized GPU's number where no device answers: plans then still exist, and a launch will say the rest.
 int32_t smCount() noexcept;
 
+//! Bytes of shared memory of one multiprocessor of the current device, as smCount().
+int32_t sharedPerSm() noexcept;
+
 //! CUDA's own words for \p status.
 char const* errorText(cudaError_t status) noexcept;
 

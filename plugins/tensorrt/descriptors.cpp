@@ -61,7 +61,7 @@ Symbols::Symbols(int64_t nbGroups) noexcept
     mValues.fill(kUNKNOWN);
     mOrigins.fill("");
     mValues[indexOf(Dim::kG)] = nbGroups;
-    mOrigins[indexOf(Dim::kG)] = "attribute 'directions'";
+    mOrigins[indexOf(Dim::kG)] = "attribute 'directions'"; // where the tensors do not tell
 }
 
 void Symbols::set(TensorSpec const& spec, size_t axis, Dim dim, int64_t value)

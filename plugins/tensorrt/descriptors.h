@@ -69,7 +69,7 @@ inline constexpr int64_t kUNKNOWN{-1};
 class Symbols
 {
 public:
-    //! \param nbGroups the number of groups that the attributes give; it is bound first.
+    //! \param nbGroups the number of groups that the attributes give, bound first; kUNKNOWN where the tensors tell.
     explicit Symbols(int64_t nbGroups) noexcept;
 
     //! Binds every dimension of one tensor.

@@ -44,6 +44,19 @@ void* find(char const* name) noexcept
     return nullptr;
 }
 
+char const* load() noexcept
+{
+    for (char const* file : {"libnvinfer.so.11", "libnvinfer.so.10"})
+    {
+        // Never closed: its registry keeps pointers to our creators.
+        if (dlopen(file, RTLD_LAZY | RTLD_LOCAL | RTLD_NODELETE) != nullptr)
+        {
+            return file;
+        }
+    }
+    return nullptr;
+}
+
 int32_t processMajor() noexcept
 {
     return majorFrom(find("getInferLibVersion"));

@@ -17,6 +17,10 @@ void* find(char const* name) noexcept;
 //! The major version of the TensorRT in this process, or 0 without one.
 int32_t processMajor() noexcept;
 
+//! Loads the TensorRT that the system's loader finds, for a process that will load it anyway, but later than us.
+//! \return the file's name, or nullptr where there is none.
+char const* load() noexcept;
+
 //! The TensorRT major version of the library that holds the virtual table of \p object, or 0 if that library is none of
 //! TensorRT's.
 int32_t majorOfOwner(void const* object) noexcept;

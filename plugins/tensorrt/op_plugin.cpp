@@ -22,7 +22,7 @@ constexpr int32_t kOK{0};
 constexpr int32_t kERROR{-1};
 
 //! More tensors than any op of ours has.
-constexpr size_t kMAX_TENSORS{8};
+constexpr size_t kMAX_TENSORS{10};
 
 //! The expression of letter \p dim: a constant one if any input has it so, because a weight knows what an activation may
 //! leave symbolic.

@@ -42,15 +42,29 @@ struct Registrar
     Registrar() noexcept
     {
         using GetRegistry = void* (*)();
-        void* const getRegistry = library::find("getPluginRegistry");
+        void* getRegistry = library::find("getPluginRegistry");
+        if (getRegistry == nullptr && !isPreloadedByEnvironment())
+        {
+            if (char const* const file = library::load())
+            {
+                std::fprintf(stderr,
+                    "libvimdeploy_plugin_preload: no TensorRT was loaded in this process yet, so %s was; the plugins "
+                    "are "
+                    "registered there\n",
+                    file);
+                getRegistry = library::find("getPluginRegistry");
+            }
+        }
         int32_t const major = library::processMajor();
         if (getRegistry == nullptr || major == 0)
         {
             if (!isPreloadedByEnvironment())
             {
                 std::fprintf(stderr,
-                    "libvimdeploy_plugin_preload: no TensorRT is loaded in this process, so no plugin was registered; "
-                    "load TensorRT first (in Python: import tensorrt), or use libvimdeploy_plugin with load_library\n");
+                    "libvimdeploy_plugin_preload: no TensorRT is loaded in this process and the system's loader finds "
+                    "none, "
+                    "so no plugin was registered; load TensorRT first (in Python: import tensorrt), put its folder on "
+                    "LD_LIBRARY_PATH, or use libvimdeploy_plugin with load_library\n");
             }
             return;
         }

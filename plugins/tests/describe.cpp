@@ -3,11 +3,13 @@
 
 #include "support.h"
 #include "tensorrt/causal_conv1d_plugin.h"
+#include "tensorrt/selective_scan_delta_plugin.h"
 #include "tensorrt/selective_scan_plugin.h"
 
 #include <array>
 #include <cstdio>
 #include <functional>
+#include <map>
 
 namespace
 {
@@ -24,8 +26,18 @@ bool isConv(std::string const& op)
     return op == "CausalConv1d";
 }
 
+bool isDelta(std::string const& op)
+{
+    return op.find("SelectiveScanDelta") == 0;
+}
+
 std::unique_ptr<IPluginV3> make(std::string const& op, size_t groups = 2)
 {
+    if (isDelta(op))
+    {
+        Fields fields = deltaFields();
+        return create(op, fields);
+    }
     std::vector<int32_t> const forward(groups, 1);
     Fields fields = isConv(op) ? convFields(forward) : scanFields(forward, std::vector<int32_t>(groups, 0));
     return create(op, fields);
@@ -33,9 +45,14 @@ std::unique_ptr<IPluginV3> make(std::string const& op, size_t groups = 2)
 
 OpSpec const& specOf(std::string const& op)
 {
-    return isConv(op)           ? vimdeploy::CausalConv1dPlugin::spec()
-        : op == "SelectiveScan" ? vimdeploy::SelectiveScanPlugin::spec()
-                                : vimdeploy::SelectiveScanNoGatePlugin::spec();
+    static std::map<std::string, OpSpec const*> const sSpecs{
+        {"CausalConv1d", &vimdeploy::CausalConv1dPlugin::spec()},
+        {"SelectiveScan", &vimdeploy::SelectiveScanPlugin::spec()},
+        {"SelectiveScanNoGate", &vimdeploy::SelectiveScanNoGatePlugin::spec()},
+        {"SelectiveScanDelta", &vimdeploy::SelectiveScanDeltaPlugin::spec()},
+        {"SelectiveScanDeltaNoGate", &vimdeploy::SelectiveScanDeltaNoGatePlugin::spec()},
+    };
+    return *sSpecs.at(op);
 }
 
 //! The contract's way of writing a dimension.
@@ -116,7 +133,7 @@ std::string limitsOf(std::string const& op)
             + rangeOf([&](int64_t width) { return configure(*plugin, convTensors(2, 17, 24, width)) == 0; });
     }
     ScanSizes base;
-    base.gated = op == "SelectiveScan";
+    base.gated = op.find("NoGate") == std::string::npos;
     auto const with = [&](int64_t ScanSizes::* member)
     {
         return rangeOf(
@@ -124,17 +141,18 @@ std::string limitsOf(std::string const& op)
             {
                 ScanSizes sizes = base;
                 sizes.*member = value;
-                return configure(*plugin, scanTensors(sizes)) == 0;
+                return configure(*plugin, isDelta(op) ? deltaTensors(sizes) : scanTensors(sizes)) == 0;
             });
     };
-    return "\"N\": " + with(&ScanSizes::states) + ", \"R\": " + with(&ScanSizes::rank);
+    std::string const states = "\"N\": " + with(&ScanSizes::states);
+    return isDelta(op) ? states : states + ", \"R\": " + with(&ScanSizes::rank);
 }
 
 std::string groupsOf(std::string const& op)
 {
     Listener listener;
     std::string text;
-    for (size_t groups = 0; groups <= 9; ++groups)
+    for (size_t groups = 0; groups <= 9 && !isDelta(op); ++groups) // there they partition the channels: any number
     {
         if (make(op, groups) != nullptr)
         {

@@ -26,6 +26,11 @@ int32_t smCount() noexcept
     return test::device().multiprocessors;
 }
 
+int32_t sharedPerSm() noexcept
+{
+    return test::device().sharedPerSm;
+}
+
 char const* errorText(cudaError_t status) noexcept
 {
     return status == cudaErrorInvalidValue ? "invalid argument" : "another error";

@@ -12,6 +12,7 @@ namespace vimdeploy::test
 struct Device
 {
     int32_t multiprocessors{108};
+    int32_t sharedPerSm{164 * 1024};
 };
 
 Device& device();

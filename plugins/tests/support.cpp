@@ -103,6 +103,20 @@ Fields convFields(std::vector<int32_t> directions, std::string activation)
     return fields;
 }
 
+Fields deltaFields(int32_t softplus, int32_t reverse)
+{
+    Fields fields;
+    fields.ints("delta_softplus", {softplus}).ints("reverse", {reverse});
+    return fields;
+}
+
+Fields fieldsOf(std::string const& op)
+{
+    return op == "CausalConv1d"                              ? convFields()
+        : op.find("SelectiveScanDelta") == std::string::npos ? scanFields()
+                                                             : deltaFields();
+}
+
 nvinfer1::IPluginCreatorV3One& creatorOf(std::string const& name)
 {
     int32_t count{0};
@@ -185,6 +199,23 @@ Tensors scanTensors(ScanSizes const& s, DataType type)
         tensors.types.push_back(type);
     }
     tensors.dims.push_back({s.batch, s.length, s.channels});
+    tensors.types.push_back(s.gated ? type : f32);
+    return tensors;
+}
+
+Tensors deltaTensors(ScanSizes const& s, DataType type)
+{
+    DataType const f32 = DataType::kFLOAT;
+    std::vector<int64_t> const row{s.batch, s.length, s.channels};
+    std::vector<int64_t> const pair{s.batch, s.length, s.groups, s.states};
+    Tensors tensors{{row, row, {s.channels, s.states}, pair, pair, {s.channels}, {s.channels}},
+        {type, type, f32, type, type, f32, f32}};
+    if (s.gated)
+    {
+        tensors.dims.push_back(row);
+        tensors.types.push_back(type);
+    }
+    tensors.dims.push_back(row);
     tensors.types.push_back(s.gated ? type : f32);
     return tensors;
 }

@@ -51,6 +51,11 @@ Fields scanFields(std::vector<int32_t> directions = {1, -1}, std::vector<int32_t
     int32_t height = 1, float scale = 0.5F);
 Fields convFields(std::vector<int32_t> directions = {1, -1}, std::string activation = "silu");
 
+Fields deltaFields(int32_t softplus = 1, int32_t reverse = 0);
+
+//! Fields that create \p op.
+Fields fieldsOf(std::string const& op);
+
 //! The creator called \p name; fails the test if there is none.
 nvinfer1::IPluginCreatorV3One& creatorOf(std::string const& name);
 
@@ -89,6 +94,8 @@ struct ScanSizes
 Tensors scanTensors(ScanSizes const& sizes = {}, DataType type = DataType::kHALF);
 Tensors convTensors(int64_t batch = 2, int64_t length = 17, int64_t channels = 24, int64_t width = 4,
     int64_t groups = 2, DataType type = DataType::kHALF);
+
+Tensors deltaTensors(ScanSizes const& sizes = {}, DataType type = DataType::kHALF);
 
 Dims toDims(std::vector<int64_t> const& extents);
 

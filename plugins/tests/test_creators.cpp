@@ -30,11 +30,11 @@ void expectRefused(std::string const& op, Fields fields, std::string const& word
 
 } // namespace
 
-TEST(Creators, ListTheThreeOpsUnderOneNamespaceAndVersion)
+TEST(Creators, ListTheOpsUnderOneNamespaceAndVersion)
 {
     int32_t count{0};
     auto* const creators = getCreators(count);
-    ASSERT_EQ(count, 3);
+    ASSERT_EQ(count, 5);
     std::vector<std::string> names;
     for (int32_t i = 0; i < count; ++i)
     {
@@ -44,7 +44,9 @@ TEST(Creators, ListTheThreeOpsUnderOneNamespaceAndVersion)
         EXPECT_STREQ(creator.getPluginNamespace(), "vimdeploy");
         names.emplace_back(creator.getPluginName());
     }
-    EXPECT_EQ(names, (std::vector<std::string>{"CausalConv1d", "SelectiveScan", "SelectiveScanNoGate"}));
+    EXPECT_EQ(names,
+        (std::vector<std::string>{
+            "CausalConv1d", "SelectiveScan", "SelectiveScanNoGate", "SelectiveScanDelta", "SelectiveScanDeltaNoGate"}));
     // The registry keeps these pointers: a second call must answer the same objects.
     int32_t again{0};
     EXPECT_EQ(getCreators(again), creators);
@@ -76,9 +78,10 @@ TEST(Creators, PluginsHaveAllThreeCapabilitiesInBothPhases)
 {
     for (TensorRTPhase const phase : {TensorRTPhase::kBUILD, TensorRTPhase::kRUNTIME})
     {
-        for (std::string const op : {"CausalConv1d", "SelectiveScan", "SelectiveScanNoGate"})
+        for (std::string const op :
+            {"CausalConv1d", "SelectiveScan", "SelectiveScanNoGate", "SelectiveScanDelta", "SelectiveScanDeltaNoGate"})
         {
-            Fields fields = op == "CausalConv1d" ? convFields() : scanFields();
+            Fields fields = fieldsOf(op);
             if (phase == TensorRTPhase::kRUNTIME)
             {
                 fields = planOf(*create(op, fields));
@@ -107,6 +110,13 @@ TEST(Attributes, EveryOneIsRequired)
     {
         expectRefused("CausalConv1d", convFields().drop(name), std::string("attribute '") + name + "' is missing");
     }
+}
+
+TEST(Attributes, FlagsAreZeroOrOne)
+{
+    expectRefused("SelectiveScanDelta", deltaFields().drop("reverse"), "attribute 'reverse' is missing");
+    expectRefused("SelectiveScanDelta", deltaFields(2, 0), "attribute 'delta_softplus' is 2, expected 0 or 1");
+    expectRefused("SelectiveScanDeltaNoGate", deltaFields(1, -1), "attribute 'reverse' is -1, expected 0 or 1");
 }
 
 TEST(Attributes, UnknownTwiceAndMalformedOnesAreRefused)

@@ -138,7 +138,10 @@ TEST_F(Portability, ALaunchRefusesAWorkspaceThatIsTooSmallByNameAndNumbers)
     ScanPlan const plan = planScanVariant(shape, ScanVariant::kCHUNKED, kRTX_4090);
     auto* const some = reinterpret_cast<void*>(uintptr_t{256});
     auto* const floats = static_cast<float*>(some);
-    ScanPointers const pointers{some, some, floats, floats, some, floats, some, some};
+    ScanPointers pointers;
+    pointers.u = pointers.xDbl = pointers.dtWeight = pointers.z = some;
+    pointers.A = pointers.D = pointers.dtBias = floats;
+    pointers.y = some;
     size_t const needed = planWorkspaceSize(shape, plan);
     EXPECT_TRUE(launchScan(shape, plan, pointers, {some, needed}, nullptr).ok());
     for (Workspace const& workspace : {Workspace{some, needed - 1}, Workspace{nullptr, needed}, Workspace{}})
@@ -154,9 +157,9 @@ TEST_F(Portability, ALaunchRefusesAWorkspaceThatIsTooSmallByNameAndNumbers)
 
 TEST_F(Portability, APlanOfOtherKernelSourcesIsRefusedInWords)
 {
-    for (std::string const op : {"SelectiveScan", "CausalConv1d"})
+    for (std::string const op : {"SelectiveScan", "CausalConv1d", "SelectiveScanDelta"})
     {
-        Fields fields = op == "CausalConv1d" ? convFields() : scanFields();
+        Fields fields = fieldsOf(op);
         Fields plan = planOf(*create(op, fields));
         EXPECT_NE(create(op, plan, TensorRTPhase::kRUNTIME), nullptr);
         Listener listener;

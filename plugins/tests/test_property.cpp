@@ -60,8 +60,9 @@ private:
 };
 
 //! Attributes that are right more often than not: a generator of pure noise never gets past the first check.
-Fields randomFields(Dice& dice, bool isScan, TensorRTPhase phase, std::deque<std::vector<char>>& storage)
+Fields randomFields(Dice& dice, std::string const& op, TensorRTPhase phase, std::deque<std::vector<char>>& storage)
 {
+    bool const isScan = op.find("SelectiveScan") == 0;
     auto const groups = static_cast<size_t>(dice.pick<int64_t>({1, 2, 4, 2, 1, 0, 3, 5, 200}));
     std::vector<int32_t> directions(groups);
     std::vector<int32_t> columns(dice.chance(0.95) ? groups : groups + 1);
@@ -74,7 +75,12 @@ Fields randomFields(Dice& dice, bool isScan, TensorRTPhase phase, std::deque<std
         value = dice.pick<int32_t>({0, 0, 1, dice.chance(0.1) ? -1 : 0});
     }
     Fields fields;
-    if (isScan)
+    if (op.find("SelectiveScanDelta") == 0)
+    {
+        fields = deltaFields(static_cast<int32_t>(dice.pick<int64_t>({0, 1, 1, 1, 2})),
+            static_cast<int32_t>(dice.pick<int64_t>({0, 1, 0, 1, -1})));
+    }
+    else if (isScan)
     {
         fields = scanFields(directions, columns, static_cast<int32_t>(dice.pick<int64_t>({1, 2, 5, 0, -4, 2147483647})),
             dice.pick<float>({0.5F, 1.0F, 0.0F, -1.0F, 3e38F, std::numeric_limits<float>::quiet_NaN()}));
@@ -91,7 +97,7 @@ Fields randomFields(Dice& dice, bool isScan, TensorRTPhase phase, std::deque<std
     }
     device().multiprocessors = static_cast<int32_t>(dice.pick<int64_t>({1, 7, 58, 80, 132, 256}));
     std::vector<char const*> const names{"directions", "column_major", "height", "scale", "activation", "unknown", "",
-        "plugin_version", "sm_count", "kernels"};
+        "plugin_version", "sm_count", "kernels", "delta_softplus", "reverse"};
     if (dice.chance(0.2))
     {
         fields.drop(dice.pick(names));
@@ -112,8 +118,9 @@ Fields randomFields(Dice& dice, bool isScan, TensorRTPhase phase, std::deque<std
     return fields;
 }
 
-Tensors randomTensors(Dice& dice, bool isScan, bool gated, int64_t groups)
+Tensors randomTensors(Dice& dice, std::string const& op, int64_t groups)
 {
+    bool const isScan = op.find("SelectiveScan") == 0;
     DataType const type = dice.pick<DataType>({DataType::kFLOAT, DataType::kHALF, DataType::kBF16});
     ScanSizes sizes;
     sizes.batch = dice.pick<int64_t>({0, 1, 2, 64});
@@ -122,12 +129,12 @@ Tensors randomTensors(Dice& dice, bool isScan, bool gated, int64_t groups)
     sizes.states = dice.pick<int64_t>({1, 8, 13, 16, 64, 16, 8, 65});
     sizes.rank = dice.pick<int64_t>({1, 12, 24, 48, 128, 129});
     sizes.groups = dice.chance(0.9) ? groups : dice.pick<int64_t>({1, 2, 4});
-    sizes.gated = gated;
+    sizes.gated = op.find("NoGate") == std::string::npos;
     sizes.sharedU = dice.chance(0.3);
     sizes.sharedXDbl = dice.chance(0.3);
-    Tensors tensors = isScan
-        ? scanTensors(sizes, type)
-        : convTensors(sizes.batch, sizes.length, sizes.channels, dice.between(1, 5), sizes.groups, type);
+    Tensors tensors = op.find("SelectiveScanDelta") == 0 ? deltaTensors(sizes, type)
+        : isScan ? scanTensors(sizes, type)
+                 : convTensors(sizes.batch, sizes.length, sizes.channels, dice.between(1, 5), sizes.groups, type);
     while (dice.chance(0.3))
     {
         auto& extents = tensors.dims[static_cast<size_t>(dice.between(0, tensors.nbInputs()))];
@@ -246,11 +253,11 @@ TEST(Property, RandomFieldsAndDescriptorsNeverCrash)
     Reached reached;
     for (int64_t round = 0; round < rounds && !HasFailure(); ++round)
     {
-        std::string const op = dice.pick<std::string>({"SelectiveScan", "SelectiveScanNoGate", "CausalConv1d"});
-        bool const isScan = op != "CausalConv1d";
+        std::string const op = dice.pick<std::string>(
+            {"SelectiveScan", "SelectiveScanNoGate", "CausalConv1d", "SelectiveScanDelta", "SelectiveScanDeltaNoGate"});
         std::deque<std::vector<char>> storage;
         auto const phase = dice.chance(0.5) ? TensorRTPhase::kBUILD : TensorRTPhase::kRUNTIME;
-        Fields fields = randomFields(dice, isScan, phase, storage);
+        Fields fields = randomFields(dice, op, phase, storage);
         Listener listener;
         auto const plugin = create(op, fields, phase);
         if (plugin == nullptr)
@@ -267,7 +274,7 @@ TEST(Property, RandomFieldsAndDescriptorsNeverCrash)
         std::unique_ptr<IPluginV3> const restored(creatorOf(op).createPlugin(nullptr, plan, TensorRTPhase::kRUNTIME));
         ASSERT_NE(restored, nullptr) << "refuses its own plan: " << state;
         EXPECT_EQ(build(*restored).getMetadataString(), state);
-        drive(dice, *restored, randomTensors(dice, isScan, op == "SelectiveScan", plan->fields[0].length), reached);
+        drive(dice, *restored, randomTensors(dice, op, plan->fields[0].length), reached);
     }
     device() = {};
     // No part of the claim may be hollow.

@@ -232,6 +232,54 @@ TEST_F(Runtime, WithoutAGateThereIsNoZ)
     EXPECT_EQ(record.scanPointers.z, nullptr);
 }
 
+TEST_F(Runtime, DeltaLaunchesWithEveryPointerAndSizeInItsPlace)
+{
+    for (bool const gated : {true, false})
+    {
+        launches() = {};
+        Fields fields = deltaFields(0, 1);
+        auto const plugin = create(gated ? "SelectiveScanDelta" : "SelectiveScanDeltaNoGate", fields);
+        ScanSizes sizes;
+        sizes.groups = 3;
+        sizes.gated = gated;
+        ASSERT_EQ(configure(*plugin, deltaTensors(sizes)), 0);
+        EXPECT_GE(build(*plugin).getNbTactics(), 1);
+        ASSERT_EQ(enqueue(*plugin, deltaTensors(sizes), kWORKSPACE), 0);
+        Launches const& record = launches();
+        ASSERT_EQ(record.scans, 1);
+        EXPECT_TRUE(record.scanShape.givenDelta);
+        EXPECT_FALSE(record.scanShape.deltaSoftplus);
+        EXPECT_EQ(record.scanShape.directions[0], -1);
+        EXPECT_EQ(record.scanShape.channelGroups, 3);
+        EXPECT_EQ(record.scanShape.groups, 1);
+        EXPECT_EQ(record.scanShape.rank, 0);
+        EXPECT_EQ(record.scanShape.channels, 24);
+        EXPECT_EQ(record.scanShape.gated, gated);
+        auto const at = [](void const* pointer) { return reinterpret_cast<uintptr_t>(pointer); };
+        ScanPointers const& pointers = record.scanPointers;
+        EXPECT_EQ(at(pointers.u), 1U);
+        EXPECT_EQ(at(pointers.delta), 2U);
+        EXPECT_EQ(at(pointers.A), 3U);
+        EXPECT_EQ(at(pointers.B), 4U);
+        EXPECT_EQ(at(pointers.C), 5U);
+        EXPECT_EQ(at(pointers.D), 6U);
+        EXPECT_EQ(at(pointers.dtBias), 7U);
+        EXPECT_EQ(at(pointers.z), gated ? 8U : 0U);
+        EXPECT_EQ(at(pointers.y), 100U);
+    }
+}
+
+TEST_F(Runtime, GroupsOfChannelsThatDoNotDivideThemAreRefused)
+{
+    Listener listener;
+    Fields fields = deltaFields();
+    ScanSizes sizes;
+    sizes.groups = 5;
+    EXPECT_NE(configure(*create("SelectiveScanDelta", fields), deltaTensors(sizes)), 0);
+    EXPECT_NE(listener.text().find("B has G = 5 groups, which do not divide E = 24 channels"), std::string::npos)
+        << listener.text();
+}
+
 TEST_F(Runtime, ConvLaunchesWithEveryPointerAndSizeInItsPlace)
 {
     Fields fields = convFields({-1, 1}, "none");

@@ -18,8 +18,7 @@ import pytest
 
 from vimdeploy.artifacts.files import sha256_bytes, sha256_file
 from vimdeploy.artifacts.manifest import manifest_path, read_manifest
-from vimdeploy.commands.pipeline import ExportRequest, export
-from vimdeploy.models.load import ModelRequest
+from vimdeploy.commands.export import export
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "examples" / "digits" / "vim_digits.pth"
@@ -39,17 +38,13 @@ class Version:
         manifest_path(path).write_bytes(self.manifest)
 
 
-def quiet(_name: str) -> Any:
-    return lambda _done, _total: None
-
-
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Version]:
     """Exports of the model and of the averaged weights, by the hash of the ONNX file."""
     made = {}
     for weights in ("model", "ema"):
         path = tmp_path_factory.mktemp(weights) / "vim.onnx"
-        export(CHECKPOINT, path, ModelRequest(weights=weights), ExportRequest(verify=False), quiet)
+        export(CHECKPOINT, path, weights=weights, verify=False)
         version = Version(weights, path.read_bytes(), manifest_path(path).read_bytes())
         made[sha256_bytes(version.model)] = version
     assert len(made) == 2, "both weights gave the same file"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vimdeploy.backends.base import Array, each_batch, filled, run_batched
 from vimdeploy.errors import UsageError
+from vimdeploy.progress import Reporter
 
 
 @dataclass
@@ -32,11 +33,19 @@ def images(count: int) -> Array:
     return np.arange(count * 12, dtype=np.float32).reshape(count, 3, 2, 2)
 
 
+class Told(Reporter):
+    def __init__(self, steps: list[tuple[int, int]]) -> None:
+        self.steps = steps
+
+    def progress(self, done: int, total: int) -> None:
+        self.steps.append((done, total))
+
+
 @given(st.integers(1, 40), st.none() | st.integers(1, 9), st.booleans())
 def test_every_image_comes_out_once_and_in_order(count: int, batch: int | None, fixed: bool) -> None:
     backend = Doubling(batch if fixed else None)
     told: list[tuple[int, int]] = []
-    outputs = run_batched(backend, images(count), None if fixed else batch, lambda *done: told.append(done))
+    outputs = run_batched(backend, images(count), None if fixed else batch, reporter=Told(told))
     np.testing.assert_array_equal(outputs["twice"], 2 * images(count))
     np.testing.assert_array_equal(outputs["sum"], images(count).sum(axis=(1, 2, 3)))
     assert len(set(backend.batches)) == 1, "batches of one size"

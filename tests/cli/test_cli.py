@@ -79,12 +79,12 @@ def test_export_says_on_screen_what_was_inferred_from_where(tmp_path):
     result = succeed(
         "export", checkpoint, "--no-verify", "-o", tmp_path / "out.onnx", "--model-args", '{"if_divide_out": false}'
     )
-    lines = {line.split("│")[1].strip(): line for line in result.stderr.splitlines() if line.count("│") == 3}
-    assert "if_divide_out=false" in result.stderr
+    lines = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if line.count("│") == 3}
+    assert "if_divide_out=false" in result.stdout
     assert any("--model-args" in name for name in lines)
-    assert "the checkpoint's shapes" in result.stderr
-    assert "wrote" in result.stderr
-    assert result.stdout == ""
+    assert "the checkpoint's shapes" in result.stdout
+    assert "wrote" in result.stdout
+    assert "Exporting to ONNX ..." in result.stderr
     manifest = read_manifest(tmp_path / "out.onnx")
     assert manifest.model.arguments["if_divide_out"] is False
     assert manifest.model.sources["if_divide_out"] == "--model-args"
@@ -116,9 +116,9 @@ def test_exporting_again_replaces_the_file_by_the_same_bytes(copy):
 
 def test_predict_gives_the_classes_of_the_model_best_first(home):
     result = succeed("predict", home / "cls_tiny.onnx", home / "photo.png", home / "photo.png", "--top", 3, "--json")
-    first, second = assert_clean_json(result)
+    (first,) = assert_clean_json(result)
     assert first["image"] == str(home / "photo.png")
-    assert first["classes"] == second["classes"]
+    assert "named more than once" in result.stderr
     scores = [c["probability"] for c in first["classes"]]
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == 3
@@ -128,8 +128,8 @@ def test_predict_gives_the_classes_of_the_model_best_first(home):
 
 def test_predict_shows_people_a_table(home):
     result = succeed("predict", home / "cls_tiny.onnx", home / "photo.png")
-    assert "photo.png" in result.stderr
-    assert "%" in result.stderr
+    assert "photo.png" in result.stdout
+    assert "%" in result.stdout
 
 
 def test_predict_names_the_classes_that_a_recipe_knows(copy):
@@ -151,7 +151,7 @@ def test_predict_names_the_classes_that_a_recipe_knows(copy):
 def test_inspect_says_what_a_file_holds(home, name, sections):
     facts = assert_clean_json(succeed("inspect", home / name, "--json"))
     assert sections <= facts.keys()
-    assert "wrote" not in (shown := succeed("inspect", home / name).stderr)
+    assert "wrote" not in (shown := succeed("inspect", home / name).stdout)
     assert len(shown.splitlines()) > 5
 
 
@@ -167,13 +167,13 @@ def test_inspect_lists_the_nodes_that_keep_takes_names_of(home):
     layers = succeed("inspect", home / "cls_tiny.onnx", "--layers", "--json").json()["layers"]
     scans = [layer for layer in layers if layer["op"] == "vimdeploy::SelectiveScan"]
     assert [(scan["type"], scan["shape"]) for scan in scans] == [("float32", "batch x 17 x 128")] * 4
-    assert scans[0]["name"] in succeed("inspect", home / "cls_tiny.onnx", "--layers").stderr
+    assert scans[0]["name"] in succeed("inspect", home / "cls_tiny.onnx", "--layers").stdout
     refuse("inspect", home / "cls_tiny.pth", "--layers", words=["has no layers to list"])
 
 
 def test_inspect_lists_the_layers_of_a_plan_as_built(monkeypatch):
     report = {"Layers": [{"LayerType": "PluginV3", "Name": "scan_0", "TacticName": "0x1"}, "without details"]}
-    monkeypatch.setattr(plan_session, "load_plan", lambda path: (None, SimpleNamespace(inspect=lambda: report)))
+    monkeypatch.setattr(plan_session, "load_plan", lambda path: (None, SimpleNamespace(inspect=lambda: report), None))
     assert inspect_layers(Path("vim.engine")) == [
         {"layer": "PluginV3", "name": "scan_0", "tactic": "0x1"},
         {"layer": "", "name": "without details", "tactic": ""},
@@ -198,7 +198,7 @@ def test_inspect_reads_recipes():
 def test_recipes_lists_the_released_models():
     known = {recipe["name"]: recipe for recipe in assert_clean_json(succeed("recipes", "--json"))}
     assert known["vim_base_patch16_224"]["parameters"] == 97_598_440
-    shown = succeed("recipes").stderr
+    shown = succeed("recipes").stdout
     assert all(name in shown for name in known)
 
 
@@ -230,7 +230,7 @@ def test_help_imports_nothing_heavy():
         "import sys\nfrom unittest.mock import patch\nfrom vimdeploy.cli import app as cli\n"
         "with patch.object(sys, 'argv', ['vimdeploy', {}]):\n"
         "    try: cli.main()\n    except SystemExit: pass\n"
-        "heavy = {{'torch', 'onnx', 'onnxruntime', 'numpy', 'PIL', 'pydantic', 'vimdeploy.commands.pipeline'}}\n"
+        "heavy = {{'torch', 'onnx', 'onnxruntime', 'numpy', 'PIL', 'pydantic', 'vimdeploy.commands.export'}}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
     # Typer itself brings pydantic in to parse a command's options, where it is installed.
@@ -351,7 +351,7 @@ def test_a_bad_checkpoint_is_named_with_its_remedy_and_nothing_is_written(tmp_pa
         (["--model-args", '{"final_pool_type": "max"}'], ["final_pool_type"]),
         (["--model-args", '{"flip_img_sequences_ratio": 0.5}'], ["at random"]),
         (["--weights", "ema"], ["--weights model"]),
-        (["--weights", "emma"], ["--weights emma"]),
+        (["--weights", "emma"], ["--weights", "emma"]),
         (["--img-size", "big"], ["--img-size big"]),
         (["--img-size", "0"], ["--img-size 0"]),
         (["--img-size", "8"], ["smaller than one patch"]),
@@ -365,7 +365,7 @@ def test_a_bad_checkpoint_is_named_with_its_remedy_and_nothing_is_written(tmp_pa
 )
 def test_a_bad_argument_of_export_is_named_and_nothing_is_written(tmp_path, arguments, words):
     checkpoint = write_checkpoint(tmp_path, SMALL)
-    refuse("export", checkpoint, *arguments, words=["error:", *words], folder=tmp_path)
+    refuse("export", checkpoint, *arguments, words=words, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -545,7 +545,7 @@ def test_an_image_that_cannot_be_read_is_named(copy, name, content):
     if content is not None:
         whole = (copy / "photo.png").read_bytes()
         (copy / name).write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
-    refuse("predict", copy / "cls_tiny.onnx", copy / "photo.png", copy / name, words=[copy / name], folder=copy)
+    refuse("predict", copy / "cls_tiny.onnx", copy / name, words=[copy / name], folder=copy)
 
 
 def test_a_folder_of_images_that_is_missing_or_holds_none_is_named(copy):
@@ -554,15 +554,9 @@ def test_a_folder_of_images_that_is_missing_or_holds_none_is_named(copy):
         refuse("verify", copy / "cls_tiny.onnx", "--images", folder, words=[folder], folder=copy)
 
 
-def test_predict_refuses_a_model_without_logits(copy):
-    manifest = json.loads((copy / "cls_tiny.onnx.json").read_text())
-    change_manifest(copy, model=manifest["model"] | {"task": "features"})
-    refuse("predict", copy / "cls_tiny.onnx", copy / "photo.png", words=["--task classify"], folder=copy)
-
-
 def test_a_report_that_cannot_be_written_is_named(copy):
     report = copy / "missing" / "report.json"
-    refuse("verify", copy / "cls_tiny.onnx", "--samples", 1, "--json", report, words=[report, "mkdir -p"], folder=copy)
+    refuse("verify", copy / "cls_tiny.onnx", "--samples", 1, "-o", report, words=[report, "mkdir -p"], folder=copy)
 
 
 # The real process
@@ -588,7 +582,7 @@ def test_an_unforeseen_error_asks_for_a_report_and_shows_its_traceback_on_reques
     def broken(_path):
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr(inspect, "inspect_file", broken)
+    monkeypatch.setattr(inspect, "_facts", broken)
     result = vimdeploy("inspect", home / "cls_tiny.pth")
     assert result.code == 70
     assert "surprise" in result.stderr

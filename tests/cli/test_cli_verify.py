@@ -71,7 +71,7 @@ def assert_caught(path, *words):
 
 def test_the_sound_files_pass(home):
     for name in ("cls_tiny", "eps_sensitive"):
-        assert "computes what the PyTorch model computes" in succeed("verify", home / f"{name}.onnx").stderr
+        assert "computes what the PyTorch model computes" in succeed("verify", home / f"{name}.onnx").stdout
 
 
 def set_attribute(node, name, value):
@@ -177,7 +177,7 @@ def test_other_weights_are_caught(home, tmp_path):
 def test_values_that_are_no_numbers_are_caught(editor):
     editor.change("model.head.bias", lambda bias: bias * np.nan)
     assert_caught(editor.save(), "NaN or infinite", "after the last block")
-    report = refuse("verify", editor.path, "--samples", 2, "--json", "-", code=1)
+    report = refuse("verify", editor.path, "--samples", 2, "--json", code=1)
     assert "NaN" not in report.stdout.replace("NaN or infinite", "")
     assert report.json()["results"][0]["max_abs"] is None
 
@@ -212,32 +212,34 @@ def test_another_checkpoint_of_the_same_shape_is_pointed_out_and_caught(home, tm
 
 
 def test_the_report_as_json_is_clean_and_complete_whether_it_passes_or_fails(home, editor):
-    passed = succeed("verify", home / "cls_tiny.onnx", "--json", "-", "--samples", 3, "--batch", 2).json()
+    passed = succeed("verify", home / "cls_tiny.onnx", "--json", "--samples", 3, "--batch", 2).json()
     assert (passed["passed"], passed["departs"]) == (True, None)
-    (result,) = passed["results"]
+    result, native = passed["results"]
+    assert (result["ops"], native["ops"]) == ("body", "native")
     assert (result["batch"], result["samples"], result["passed"]) == (2, 3, True)
     assert result["max_abs"] < 1e-4
     assert passed["contract"]["atol"] == 1e-4
     editor.change(editor.scan(2).input[3], np.zeros_like)
-    failed = refuse("verify", editor.save(), "--json", "-", code=1).json()
+    failed = refuse("verify", editor.save(), "--json", code=1).json()
     assert failed["passed"] is False
     assert "block 2" in failed["departs"]
     assert failed["results"][0]["violations"]
 
 
 def test_the_report_is_written_to_a_file(home, tmp_path):
-    succeed("verify", home / "cls_tiny.onnx", "--json", tmp_path / "report.json", "--samples", 2)
+    succeed("verify", home / "cls_tiny.onnx", "-o", tmp_path / "report.json", "--samples", 2)
     assert json.loads((tmp_path / "report.json").read_text())["passed"] is True
 
 
 def test_every_batch_size_asked_for_is_compared_on_every_image(home):
-    report = succeed("verify", home / "cls_tiny.onnx", "--json", "-", "--samples", 3, "--batch", 1, "--batch", 4).json()
-    assert [(r["batch"], r["samples"]) for r in report["results"]] == [(1, 3), (4, 3)]
+    report = succeed("verify", home / "cls_tiny.onnx", "--json", "--samples", 3, "--batch", 1, "--batch", 4).json()
+    expected = [(batch, ops, 3) for batch in (1, 4) for ops in ("body", "native")]
+    assert [(r["batch"], r["ops"], r["samples"]) for r in report["results"]] == expected
 
 
 def test_tolerances_of_the_command_replace_the_contract(home):
     report = refuse(
-        "verify", home / "cls_tiny.onnx", "--atol", "1e-12", "--rtol", 0, "--json", "-", "--samples", 2, code=1
+        "verify", home / "cls_tiny.onnx", "--atol", "1e-12", "--rtol", 0, "--json", "--samples", 2, code=1
     ).json()
     assert (report["contract"]["atol"], report["contract"]["rtol"], report["contract"]["cosine"]) == (1e-12, 0, None)
 
@@ -246,7 +248,7 @@ def test_images_of_a_folder_are_used_in_place_of_synthetic_ones(home, tmp_path):
     random = np.random.default_rng(0)
     for i in range(3):
         Image.fromarray(random.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    report = succeed("verify", home / "cls_tiny.onnx", "--images", tmp_path, "--json", "-").json()
+    report = succeed("verify", home / "cls_tiny.onnx", "--images", tmp_path, "--json").json()
     assert {r["samples"] for r in report["results"]} == {3}
 
 

@@ -17,9 +17,11 @@ import pytest
 
 from vimdeploy import contract
 from vimdeploy.artifacts.engine_manifest import read_engine_manifest
-from vimdeploy.commands.build_engine import BuildRequest, BuiltEngine, build_engine
+from vimdeploy.commands.build_engine import BuiltEngine, build_engine
+from vimdeploy.commands.convert import convert
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.graph import bodies
+from vimdeploy.progress import Reporter
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import builder as engine_build
 from vimdeploy.tensorrt import plugin, proof
@@ -32,22 +34,21 @@ RTX = BuildOptions(flavour=trt.Flavour.RTX, compute_capabilities=("sm_89",), opt
 CLI = [sys.executable, "-m", "vimdeploy"]
 
 
-class Recorder:
+class Recorder(Reporter):
     def __init__(self) -> None:
         self.seen: list[float] = []
-        self.names: set[str] = set()
+        self.stages: list[str] = []
 
-    def update(self, description: str, fraction: float) -> None:
-        self.seen.append(fraction)
-        self.names.add(description)
+    def stage(self, text: str) -> None:
+        self.seen.clear()
+        self.stages.append(text)
 
-
-def quiet(_: str) -> None:
-    pass
+    def progress(self, done: int, total: int) -> None:
+        self.seen.append(done / total)
 
 
 def make(model: Path, output: Path, options: BuildOptions = RTX, **request: object) -> BuiltEngine:
-    return build_engine(model, output, BuildRequest(options, **request), quiet)  # type: ignore[arg-type]
+    return build_engine(model, output, options=options, **request)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -56,9 +57,9 @@ def make(model: Path, output: Path, options: BuildOptions = RTX, **request: obje
 def test_a_plan_for_three_gpus_with_a_dynamic_batch(
     tiny: Path, tmp_path: Path, precision: str, compute: float, weights: float
 ) -> None:
-    bar = Recorder()
+    told = Recorder()
     options = dataclasses.replace(RTX, compute_capabilities=("sm_80", "sm_89", "sm_120"), batch=(1, 16, 128))
-    built = build_engine(tiny, tmp_path / "vim.engine", BuildRequest(options, precision), quiet, bar)
+    built = build_engine(tiny, tmp_path / "vim.engine", options=options, precision=precision, reporter=told)
     network = built.manifest.network
     assert network["plugin_layers"] == 0, "TensorRT-RTX takes no plugins: they are inlined"
     assert compute <= network["half_compute_share"] < max(compute + 0.2, 0.01)
@@ -75,10 +76,10 @@ def test_a_plan_for_three_gpus_with_a_dynamic_batch(
     assert (manifest.inspector, manifest.parity) == (None, None)
     assert "needs the GPU" in built.notes[-1]
     assert built.path.read_bytes()[:4] == b"vtrt", "nothing in front of the plan: Triton and trtexec would refuse it"
-    assert bar.seen == sorted(bar.seen), "progress never falls"
-    assert len(bar.seen) > 50
-    assert bar.seen[-1] > 0.5
-    assert "Building engine" in bar.names
+    assert told.seen == sorted(told.seen), "progress never falls"
+    assert len(told.seen) > 50
+    assert told.seen[-1] > 0.5
+    assert told.stages[-1] == "Building for sm_80, sm_89, sm_120"
 
 
 def test_vim_ti_in_fp16(vim_ti: Path, tmp_path: Path) -> None:
@@ -94,9 +95,7 @@ def test_vim_ti_in_fp16(vim_ti: Path, tmp_path: Path) -> None:
 
 
 def test_a_converted_file_is_built_as_it_is(tiny: Path, tmp_path: Path) -> None:
-    from vimdeploy.commands.convert import ConvertRequest, convert
-
-    convert(tiny, tmp_path / "half.onnx", ConvertRequest(half_io=True), quiet)
+    convert(tiny, tmp_path / "half.onnx", io_dtype="fp16")
     built = make(tmp_path / "half.onnx", tmp_path / "half.engine")
     assert built.manifest.precision == "fp16"
     assert [t.dtype for t in (*built.manifest.inputs, *built.manifest.outputs)] == ["float16", "float16"]
@@ -135,19 +134,19 @@ def test_half_a_share_is_too_little_unless_blocks_were_kept_for_it() -> None:
 
 def test_cancelling_stops_the_build_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     class Impatient(Recorder):
-        def update(self, description: str, fraction: float) -> None:
-            super().update(description, fraction)
+        def progress(self, done: int, total: int) -> None:
+            super().progress(done, total)
             if len(self.seen) == 20:
                 tracker.cancel()
 
     owner = trt.load("rtx")
     parsed = engine_build.parse(onnx.load(tiny), owner, "vim.onnx", "fp32")
     profiles = engine_build.make_profiles(onnx.load(tiny), RTX, (1, 8, 64))
-    bar = Impatient()
-    tracker = Tracker(bar)
+    told = Impatient()
+    tracker = Tracker(told)
     with pytest.raises(KeyboardInterrupt):
         engine_build.build(parsed, RTX, profiles, "vim.onnx", tracker=tracker)
-    assert 20 <= len(bar.seen) < 60
+    assert 20 <= len(told.seen) < 60
 
 
 def start_build(model: Path, output: Path, *options: str) -> subprocess.Popen[str]:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vimdeploy.commands import pipeline
-from vimdeploy.commands.build_engine import BuildRequest, build_engine
-from vimdeploy.models.load import ModelRequest
+import vimdeploy
+from vimdeploy.commands.build_engine import build_engine
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt.options import BuildOptions
 
@@ -29,10 +28,9 @@ def test_a_released_model_at_its_own_size(
     recipe: str, size: int, outputs: list[str], weights: float, tmp_path: Path
 ) -> None:
     onnx = tmp_path / "model.onnx"
-    request = pipeline.ExportRequest(verify=False)
-    pipeline.export(None, onnx, ModelRequest(arch=recipe), request, lambda _: lambda *_: None)
+    vimdeploy.export(output=onnx, arch=recipe, verify=False)
     # Not verified: a float32 run at 1024 pixels is minutes here, and the contract is the business of other tests.
-    built = build_engine(onnx, tmp_path / "model.engine", BuildRequest(OPTIONS, "fp16", verify=False), lambda _: None)
+    built = build_engine(onnx, tmp_path / "model.engine", options=OPTIONS, precision="fp16", verify=False)
     manifest = built.manifest
     assert manifest.profiles == ({"images": tuple((n, 3, size, size) for n in (1, 1, 2))},)
     assert [(t.name, t.dtype) for t in manifest.outputs] == [(name, "float32") for name in outputs]

@@ -25,10 +25,6 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def quiet(_name: str) -> Any:
-    return lambda _done, _total: None
-
-
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "vimdeploy", *arguments]
@@ -55,7 +51,7 @@ def test_both_backends_classify_the_held_back_digits_alike_and_well(finished: tu
 
 def test_everything_lies_where_the_demo_says(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, result = finished
-    for what in ("onnx", "manifest", "checkpoint", "images"):
+    for what in ("path", "manifest_path", "checkpoint", "images"):
         assert (folder / result[what]).exists(), what
     assert sorted(path.name for path in (folder / "vimdeploy-demo").iterdir()) == [
         "held_out",
@@ -74,7 +70,7 @@ def test_the_digits_it_shows_are_named_by_what_they_show(finished: tuple[Path, d
 
 def test_what_it_suggests_next_works(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, result = finished
-    done = run("predict", result["onnx"], result["predictions"][0]["image"], "--json", folder=folder)
+    done = run("predict", result["path"], result["predictions"][0]["image"], "--json", folder=folder)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["classes"][0]["label"] == result["predictions"][0]["classes"][0]["label"]
 
@@ -83,7 +79,7 @@ def test_people_get_accuracy_agreement_and_places(tmp_path: Path) -> None:
     done = run("demo", "-o", "here", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     for words in ("accuracy, PyTorch", "accuracy, ONNX Runtime", "100.00%", "here/vim_digits.onnx", "here/held_out"):
-        assert words in done.stderr, words
+        assert words in done.stdout, words
 
 
 def test_a_model_that_departs_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,13 +93,13 @@ def test_a_model_that_departs_fails_the_demo(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(OnnxBackend, "run", swap_two_classes)
     with pytest.raises(VerificationError, match="does not compute what PyTorch computes"):
-        demo.run_demo(tmp_path, quiet)
+        demo.run_demo(tmp_path)
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(ArtifactError, match="cannot be written"):
-        demo.run_demo(tmp_path / "taken", quiet)
+        demo.run_demo(tmp_path / "taken")
 
 
 def test_a_package_without_the_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

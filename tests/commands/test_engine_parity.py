@@ -12,7 +12,6 @@ from exports import DATA, export
 from PIL import Image
 
 from vimdeploy.artifacts.manifest import read_manifest
-from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.commands import build_engine
 from vimdeploy.runtime.onnx_session import OnnxSession
 
@@ -28,8 +27,8 @@ def parity(model: Path, images: Path | None, monkeypatch: pytest.MonkeyPatch) ->
     sidecar: Any = SimpleNamespace(
         source=read_manifest(model), profiles=(profile,), precision="fp32", to_bytes=lambda: b"{}"
     )
-    request = build_engine.BuildRequest(images=images)
-    return build_engine._parity(b"plan", sidecar, read_onnx(model), request)
+    request = build_engine.Request(images=images)
+    return build_engine._parity(b"plan", sidecar, model, request)
 
 
 def test_a_model_of_a_large_fixed_batch(fixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,17 +5,23 @@ Every key has a stream of its own, so the weights of a model follow from its key
 
 import math
 import zlib
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
 
 _GAINS = {"out_proj": 2.0, "in_proj": 1.2, "x_proj": 1.5, "x_proj_b": 1.5, "head": 1.2, "proj": 1.0}
 
 
-def _stream(key, seed):
+def _stream(key: str, seed: int) -> np.random.RandomState:
     return np.random.RandomState((zlib.crc32(key.encode()) + 7919 * seed) % (2**32))
 
 
-def trained_like_one(key, shape, seed=0):
+def trained_like_one(key: str, shape: Shape, seed: int = 0) -> Array:
     """Return the float32 weights of one key."""
     if key.endswith("num_batches_tracked"):
         return np.array(1, dtype=np.int64)
@@ -23,11 +29,11 @@ def trained_like_one(key, shape, seed=0):
     return np.ascontiguousarray(values, dtype=np.float32).reshape(shape)
 
 
-def _draw(stream, key, shape):  # noqa: PLR0911
+def _draw(stream: np.random.RandomState, key: str, shape: Shape) -> Array:  # noqa: PLR0911
     last = key.rsplit(".", 1)[-1]
     parent = key.rsplit(".", 2)[-2] if "." in key else ""
 
-    def normal(std, mean=0.0):
+    def normal(std: float, mean: float = 0.0) -> Array:
         return mean + std * stream.standard_normal(shape)
 
     if last in ("A_log", "A_b_log", "A_logs"):
@@ -38,7 +44,8 @@ def _draw(stream, key, shape):  # noqa: PLR0911
         dt = np.exp(stream.uniform(size=shape) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
         return dt + np.log(-np.expm1(-dt)) + 0.5 * stream.standard_normal(shape)
     if (parent in ("dt_proj", "dt_proj_b") and last == "weight") or last == "dt_projs_weight":
-        return stream.uniform(-1, 1, size=shape) * shape[-1] ** -0.5 * 1.5
+        made: Array = stream.uniform(-1, 1, size=shape) * shape[-1] ** -0.5 * 1.5
+        return made
     if last == "pos_embed" or last.startswith("cls_token"):
         return normal(0.5)
     if last == "gamma":
@@ -58,12 +65,14 @@ def _draw(stream, key, shape):  # noqa: PLR0911
     return normal(_GAINS.get(parent, 1.0) / math.sqrt(int(np.prod(shape[1:]))))
 
 
-def trained_like(shapes, seed=0, keep=("rope.freqs_cos", "rope.freqs_sin")):
+def trained_like(
+    shapes: Mapping[str, Shape], seed: int = 0, keep: Collection[str] = ("rope.freqs_cos", "rope.freqs_sin")
+) -> dict[str, Array]:
     """Return {key: weights} for {key: shape}, without the keys in ``keep``, which are no free parameters."""
     return {key: trained_like_one(key, tuple(shape), seed) for key, shape in shapes.items() if key not in keep}
 
 
-def image(name, shape, seed=0):
+def image(name: str, shape: tuple[int, int, int, int], seed: int = 0) -> Array:
     """Return images (B, C, H, W): low frequencies and noise, about as spread as normalised photographs."""
     stream = _stream("img:" + name, seed)
     batch, channels, height, width = shape

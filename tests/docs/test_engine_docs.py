@@ -4,48 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from pages import ROOT, commands, examples, make_checkout, run, text
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "engines.md").read_text()
-COMMANDS = [
-    line[2:]
-    for block in re.findall(r"```console\n(.*?)```", PAGE, flags=re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("$ ")
-]
+PAGE = text("docs/engines.md")
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("docs")
-    for name in ("examples", "export"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
+    return make_checkout(tmp_path_factory.mktemp("docs"), "examples", "export")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", commands("docs/engines.md"))
 def test_the_commands_run_in_order(command: str, checkout: Path) -> None:
-    program, *arguments = shlex.split(command)
-    assert program == "vimdeploy"
-    done = subprocess.run(
-        [sys.executable, "-m", "vimdeploy", *arguments],
-        cwd=checkout,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(checkout)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run(command, checkout)
 
 
 def test_the_example_runs_on_what_they_made(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (example,) = examples("docs/engines.md")
     monkeypatch.chdir(checkout)
     names: dict[str, object] = {}
     exec(example, names)

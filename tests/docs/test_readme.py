@@ -1,30 +1,15 @@
 """Every command in the documentation runs."""
 
 import json
-import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-
-def commands(page: str) -> list[str]:
-    """Return the lines that start with ``$`` in the console blocks of a page."""
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
-    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+from pages import ROOT, broken_links, commands, examples, make_checkout, run
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A folder that looks like the root of a checkout to the commands, and takes their output."""
-    folder = tmp_path_factory.mktemp("readme")
-    for name in ("examples", "export", "benchmarks"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
+    return make_checkout(tmp_path_factory.mktemp("readme"), "examples", "export", "benchmarks")
 
 
 def test_the_readme_has_the_commands_users_type():
@@ -34,30 +19,20 @@ def test_the_readme_has_the_commands_users_type():
 
 @pytest.mark.parametrize("command", commands("README.md"))
 def test_readme_command_runs(command, checkout):
-    program, *arguments = shlex.split(command)
-    assert program == "vimdeploy"
-    done = subprocess.run(
-        [sys.executable, "-m", "vimdeploy", *arguments],
-        cwd=checkout,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(checkout)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run(command, checkout)
 
 
 def test_the_python_example_runs_on_what_the_commands_made(checkout, monkeypatch):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (example,) = examples("README.md")
     monkeypatch.chdir(checkout)
     names: dict[str, object] = {}
     exec(example, names)
     assert names["logits"].shape == (5, 10)
 
 
-def test_readme_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_links_lead_somewhere(page):
+    assert broken_links(page) == []
 
 
 def test_the_speeds_are_those_of_the_committed_results():

@@ -17,12 +17,13 @@ import pytest
 from rich.console import Console
 
 from vimdeploy.doctor import Machine, Report, examine, render
-from vimdeploy.doctor.libraries import decode_version
 from vimdeploy.doctor.machine import ask
 from vimdeploy.doctor.report import SCHEMA, Command, Finding
-from vimdeploy.doctor.verdict import COMMANDS, REQUIREMENTS
+from vimdeploy.doctor.tensorrt import decode_version
 from vimdeploy.native.elf import elf_problem
+from vimdeploy.native.libraries import KINDS
 from vimdeploy.native.toolchain import HEADER, header_version
+from vimdeploy.needs import COMMANDS, REQUIREMENTS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -109,7 +110,7 @@ def finding(report: Report, words: str) -> Finding:
 
 def test_a_bare_machine_can_only_list_and_says_what_to_install(machine: Machine) -> None:
     report = examine(machine)
-    assert [c.name for c in report.commands if c.ready] == ["doctor", "recipes"]
+    assert [c.name for c in report.commands if c.ready] == ["doctor", "recipes", "serve-repo"]
     assert command(report, "verify").missing == (
         "torch is not installed",
         "onnx is not installed",
@@ -581,6 +582,17 @@ def test_a_build_that_was_broken_off_is_listed_and_not_counted(
     assert f"rm -r {build} &&" in broken.remedy
 
 
+def test_every_kind_of_library_is_found_in_its_folder_of_the_cache(
+    machine: Machine, tmp_path: Path, compile_library: Compile
+) -> None:
+    cache = tmp_path / "home" / ".cache" / "vimdeploy"
+    planted = {kind.file: compile_library(cache / kind.folder / "key" / kind.file, PLUGIN) for kind in KINDS}
+    found = examine(machine).facts.plugins
+    assert {library.kind.file: library.path for library in found} == planted
+    assert {library.kind.serves for library in found} == {"TensorRT", "PyTorch", "ONNX Runtime"}
+    assert not any(library.problem for library in found)
+
+
 def test_the_variable_for_the_kernels_is_read(machine: Machine, tmp_path: Path, compile_library: Compile) -> None:
     path = compile_library(tmp_path / "mine.so", "int vimdeploy_abi_version(void) { return 1; }")
     (found,) = examine(replace(machine, env={**machine.env, "VIMDEPLOY_KERNELS": str(path)})).facts.plugins
@@ -636,8 +648,11 @@ def test_this_very_machine_is_examined_without_importing_torch() -> None:
 
 def test_only_commands_that_exist_are_spoken_of(machine: Machine) -> None:
     report = examine(machine, available={"doctor", "predict"})
-    assert [c.name for c in report.commands] == ["doctor", "predict"]
-    assert [f.message for f in report.findings] == ["onnxruntime is not installed (needed by predict)"]
+    assert [c.name for c in report.commands] == ["doctor", "predict", "predict -o"]
+    assert [f.message for f in report.findings] == [
+        "pyarrow is not installed (needed by predict -o)",
+        "onnxruntime is not installed (needed by predict, predict -o)",
+    ]
 
 
 def test_every_command_of_the_command_line_is_judged() -> None:

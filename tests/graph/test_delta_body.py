@@ -14,7 +14,8 @@ from vimdeploy import contract
 from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import BF16, FP16, convert_model
+from vimdeploy.graph.policy import BF16, FP16
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.graph.schema import register_schemas
 from vimdeploy.ops.scan_delta import selective_scan_delta
 

@@ -9,8 +9,10 @@ from onnx import TensorProto, helper
 
 from vimdeploy import contract
 from vimdeploy.graph.bodies import add_functions, strip_functions
-from vimdeploy.graph.body_text import ConvBody, ScanBody, make_function
+from vimdeploy.graph.body import make_function
 from vimdeploy.graph.check import check_model
+from vimdeploy.graph.conv_body import ConvBody
+from vimdeploy.graph.scan_body import ScanBody
 from vimdeploy.graph.schema import register_schemas
 from vimdeploy.ops import causal_conv1d, selective_scan
 

@@ -16,12 +16,13 @@ from onnx import helper, numpy_helper
 from vimdeploy import contract
 from vimdeploy.artifacts.manifest import read_manifest
 from vimdeploy.backends.onnxruntime import OnnxBackend
-from vimdeploy.commands.convert import ConvertRequest, convert, convert_in_memory
+from vimdeploy.commands.convert import HalfOptions, convert, to_half
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import BF16, FP16, POLICY, Policy, Precision, Rule, convert_model, policy_table
+from vimdeploy.graph.policy import BF16, FP16, POLICY, Policy, Precision, Rule, policy_table
 from vimdeploy.graph.precision import convert as lower
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.parity.ranges import measure
 
 
@@ -92,8 +93,7 @@ def test_fp16_costs_little_more_than_its_weights_do(vim_ti: Path) -> None:
 
 
 def test_a_golden_model_keeps_the_contract_in_fp16(tiny: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    converted = convert(tiny, tmp_path / "half.onnx", ConvertRequest(), told.append)
+    converted = convert(tiny, tmp_path / "half.onnx").half
     assert converted.metrics is not None
     assert converted.metrics.passed
     manifest = read_manifest(tmp_path / "half.onnx")
@@ -203,7 +203,7 @@ def test_what_cannot_be_converted_is_refused(tiny_model: onnx.ModelProto) -> Non
     with pytest.raises(UsageError, match="half precision already"):
         convert_model(half, FP16)
     with pytest.raises(UsageError, match="no precision 'fp8'"):
-        convert_in_memory(tiny_model, None, ConvertRequest(precision="fp8"), "x", print)
+        to_half(tiny_model, None, HalfOptions(precision="fp8"), "x")
 
 
 def test_bf16_declares_the_opset_it_needs(tiny_model: onnx.ModelProto) -> None:
@@ -238,10 +238,10 @@ def test_a_broken_contract_writes_nothing(tiny: Path, tmp_path: Path) -> None:
     sidecar["contract"]["fp16"]["relative_rms"] = 1e-9
     source.with_name("vim.onnx.json").write_text(json.dumps(sidecar))
     with pytest.raises(VerificationError, match="relative RMS"):
-        convert(source, tmp_path / "half.onnx", ConvertRequest(), print)
+        convert(source, tmp_path / "half.onnx")
     assert not list(tmp_path.glob("half*"))
     with pytest.raises(UsageError, match="is the file to convert"):
-        convert(source, source, ConvertRequest(), print)
+        convert(source, source)
 
 
 def test_control_flow_in_the_main_graph_is_refused(tiny_model: onnx.ModelProto) -> None:
@@ -258,12 +258,12 @@ def test_the_command_converts_and_names_what_it_keeps(tiny: Path, tmp_path: Path
     done = cli("convert", str(source), "--bf16", "--keep", "node_linear", "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert facts["onnx"] == str(tmp_path / "vim.bf16.onnx")
+    assert facts["path"] == str(tmp_path / "vim.bf16.onnx")
     assert facts["metrics"]["passed"]
     assert facts["casts"] == convert_model(onnx.load(tiny), BF16, Policy(keep=("node_linear",)))[1].casts
     for arguments, message in (
         (["--fp16", "--bf16"], "--fp16 and --bf16 exclude each other"),
-        (["--io-dtype", "fp8"], "--io-dtype fp8: must be fp32"),
+        (["--io-dtype", "fp8"], "'fp8' is not one of 'fp32', 'fp16', 'bf16'"),
         (["--keep", "nothing*"], "no node is named like 'nothing*'"),
         (["-o", str(tmp_path / "absent" / "x.onnx")], "its folder does not exist"),
     ):
@@ -284,7 +284,7 @@ def test_a_quantised_model_is_not_rounded_on_top(tiny_model: onnx.ModelProto) ->
     quantised.CopyFrom(tiny_model)
     node = helper.make_node("DequantizeLinear", ["q", "scale"], ["w"], "dequantise_w")
     quantised.graph.node.insert(0, node)
-    for request in (ConvertRequest("fp16"), ConvertRequest("bf16")):
+    for precision in ("fp16", "bf16"):
         with pytest.raises(ArtifactError, match=r"m\.onnx: is quantised already \(node 'dequantise_w'") as caught:
-            convert_in_memory(quantised, None, request, "m.onnx", lambda _: None)
+            to_half(quantised, None, HalfOptions(precision), "m.onnx")
         assert "--fp32" in str(caught.value)

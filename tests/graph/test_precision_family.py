@@ -12,7 +12,8 @@ from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
 from vimdeploy.graph.export import export_onnx
-from vimdeploy.graph.precision import FP16, convert_model
+from vimdeploy.graph.policy import FP16
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.parity.metrics import compare
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT

@@ -116,6 +116,18 @@ def test_weights_that_are_no_numbers_are_named(tmp_path, value):
         read_checkpoint(save(tmp_path, {"model": broken}))
 
 
+@pytest.mark.parametrize("values", [[3e38, 3e38], [-3e38, -3e38], [3e38, 3e38, -3e38, -3e38]])
+def test_finite_weights_whose_sum_overflows_are_read(tmp_path, values):
+    large = STATE | {"head.weight": torch.tensor(values)}
+    assert read_checkpoint(save(tmp_path, {"model": large})).state["head.weight"].tolist() == pytest.approx(values)
+
+
+def test_infinities_that_cancel_are_named(tmp_path):
+    broken = STATE | {"head.weight": torch.tensor([float("inf"), float("-inf")])}
+    with pytest.raises(CheckpointError, match=r"head\.weight"):
+        read_checkpoint(save(tmp_path, {"model": broken}))
+
+
 def test_at_most_three_broken_weights_are_named(tmp_path):
     broken = {f"layer{i}": torch.full((1,), float("nan")) for i in range(9)}
     with pytest.raises(CheckpointError, match=r"layer0, layer1, layer2 and 6 more"):
@@ -129,7 +141,7 @@ def test_at_most_three_broken_weights_are_named(tmp_path):
         (None, "no such file"),
         (b"", "empty"),
         (b"PK\x03\x04", "truncated"),
-        (b"<!DOCTYPE html><html>404: Not Found</html>", "truncated"),
+        (b"<!DOCTYPE html><html>404: Not Found</html>", "web page"),
         (bytes(range(256)) * 9, "truncated"),
         (b"\x80\x02}q\x00.", "no weights|truncated"),
     ],

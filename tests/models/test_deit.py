@@ -1,4 +1,3 @@
-import json
 import re
 import sys
 
@@ -156,10 +155,10 @@ def test_what_is_no_plain_deit_is_refused(weights, tmp_path):
     with pytest.raises(UsageError, match="baseline"):
         load_model(path, ModelRequest(task="dense"))
     with pytest.raises(UsageError, match="depth"):
-        load_model(path, ModelRequest(model_args=json.dumps({"depth": 3})))
+        load_model(path, ModelRequest(model_args={"depth": 3}))
     for heads in (0, 5):
         with pytest.raises(UsageError, match=r"num_heads"):
-            load_model(path, ModelRequest(model_args=json.dumps({"num_heads": heads})))
+            load_model(path, ModelRequest(model_args={"num_heads": heads}))
     with pytest.raises(ModelError, match="smaller than one patch"):
         load_model(path, ModelRequest(img_size=(7, 64)))
     torch.save({"model": {**state, "head.weight": torch.zeros(3)}}, tmp_path / "shape.pth")

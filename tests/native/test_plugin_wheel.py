@@ -39,7 +39,13 @@ def test_the_sources_are_those_of_the_checkout(installed: Path) -> None:
     assert Path(folder) == installed / "vimdeploy" / "_plugins"
     assert digest == source_hash(ROOT / "plugins")
     shipped = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
-    assert shipped == {*source_files(ROOT / "plugins"), "CMakeLists.txt", "CMakePresets.json"}
+    ops = {
+        path.relative_to(ROOT / "plugins").as_posix()
+        for name in ("cpu", "onnxruntime")
+        for path in (ROOT / "plugins" / name).rglob("*")
+        if path.is_file()
+    }
+    assert shipped == {*source_files(ROOT / "plugins"), *ops, "CMakeLists.txt", "CMakePresets.json"}
 
 
 def test_a_build_from_the_wheel_finds_its_sources_and_names_what_is_missing(installed: Path) -> None:

@@ -5,6 +5,9 @@ from hypothesis import strategies as st
 
 from vimdeploy.ops.conv import causal_conv1d, causal_conv1d_differentiable, causal_conv1d_reference
 
+pytestmark = pytest.mark.usefixtures("computed_by")
+
+
 HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 

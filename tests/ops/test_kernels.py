@@ -126,7 +126,9 @@ def test_a_refusal_of_the_library_is_an_error_with_its_words(emulated, monkeypat
         selective_scan(*scan_inputs(), [1, -1], [0, 0], 1, 0.5)
 
 
-def test_without_a_library_a_cpu_computes_in_torch():
+def test_without_a_library_a_cpu_computes_in_torch(monkeypatch):
+    monkeypatch.setattr(kernels, "_CHOSEN", {})
+    monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
     assert kernels.kernels_for(torch.zeros(1)) is None
 
 
@@ -161,3 +163,40 @@ def test_of_several_builds_those_for_the_gpu_and_these_sources_come_first(tmp_pa
     ]
     assert [path.parent.name for path in kernels.candidates((7, 5))] == [f"{digest}-trt10-cuda13.0-sm75-89"]
     assert kernels.candidates((7, 0)) == []
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("groups", "states", "softplus", "reverse", "gated"),
+    [(1, 16, True, False, True), (2, 16, True, True, False), (4, 1, False, True, True), (3, 24, True, False, True)],
+)
+def test_scan_with_delta_equals_the_loop(emulated, dtype, groups, states, softplus, reverse, gated):
+    from vimdeploy.ops.scan_delta import selective_scan_delta, selective_scan_delta_reference
+
+    generator = torch.Generator().manual_seed(3)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    batch, length, channels = 2, 41, 12
+    u, delta = randn(batch, length, channels).to(dtype), (0.3 * randn(batch, length, channels)).abs().to(dtype)
+    A = -4 * torch.rand(channels, states, generator=generator)
+    B, C = randn(batch, length, groups, states).to(dtype), randn(batch, length, groups, states).to(dtype)
+    z = randn(batch, length, channels).to(dtype) if gated else None
+    inputs = [u, delta, A, B, C, randn(channels), 0.1 * torch.rand(channels, generator=generator), z, softplus, reverse]
+    assert_close(selective_scan_delta(*inputs), selective_scan_delta_reference(*inputs))
+    calls = []
+    emulated._library = Recorder(emulated._library, calls)
+    selective_scan_delta(*inputs)
+    assert calls == ["vimdeploy_scan_delta_variants", "vimdeploy_scan_delta_workspace_size", "vimdeploy_scan_delta"]
+
+
+class Recorder:
+    """Passes calls on and remembers their names."""
+
+    def __init__(self, library, calls):
+        self.library, self.calls = library, calls
+
+    def __getattr__(self, name):
+        self.calls.append(name)
+        return getattr(self.library, name)

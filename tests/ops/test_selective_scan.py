@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 from vimdeploy.ops import recurrence
 from vimdeploy.ops.scan import selective_scan, selective_scan_differentiable, selective_scan_reference
 
+pytestmark = pytest.mark.usefixtures("computed_by")
+
+
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 

@@ -12,6 +12,9 @@ from vimdeploy.ops.scan_delta import (
     selective_scan_delta_reference,
 )
 
+pytestmark = pytest.mark.usefixtures("computed_by")
+
+
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "z")
 

@@ -12,6 +12,7 @@ import pytest
 from exports import cli, export
 from onnx import numpy_helper
 
+import vimdeploy
 from vimdeploy import contract
 from vimdeploy.artifacts.images import load_images, synthetic_images
 from vimdeploy.artifacts.manifest import read_manifest
@@ -19,12 +20,12 @@ from vimdeploy.artifacts.recipe import Parity
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.session import SessionBackend
 from vimdeploy.backends.torch import TorchBackend
-from vimdeploy.commands.ladder import verify_ladder
-from vimdeploy.commands.pipeline import VerifyRequest
 from vimdeploy.errors import MissingDependencyError, UsageError
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import ALL, FP16, POLICY, Policy, Rule, convert_model
+from vimdeploy.graph.policy import ALL, FP16, POLICY, Policy, Rule
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.models.load import ModelRequest, load_model
+from vimdeploy.parity.compare import Report
 from vimdeploy.parity.ladder import LadderReport, Rung, climb
 from vimdeploy.parity.rungs import Subject, make_rungs
 from vimdeploy.parity.torch_policy import lowered
@@ -43,10 +44,6 @@ def digits_model(digits: Path) -> onnx.ModelProto:
     return onnx.load(digits)
 
 
-def stage(_: str) -> Callable[[int, int], None]:
-    return lambda _done, _total: None
-
-
 def status(report: LadderReport) -> dict[str, str]:
     return {rung.name: rung.status for rung in report.rungs}
 
@@ -55,8 +52,8 @@ NOT_HERE = {"engine fp32": "not run", "engine fp16": "not run"}
 
 
 def test_a_trained_model_keeps_its_contract_on_every_rung(digits: Path) -> None:
-    request = VerifyRequest(checkpoint=DIGITS / "vim_digits.pth", samples=16)
-    report = verify_ladder(digits, (), request, "fp16", stage)
+    report = vimdeploy.verify(digits, checkpoint=DIGITS / "vim_digits.pth", samples=16, ladder=True).report
+    assert isinstance(report, LadderReport)
     found = status(report)
     assert found["torch float32"] == "reference"
     assert found["torch fp16"] == found["ONNX float32"] == found["ONNX fp16"] == "passed"
@@ -208,29 +205,27 @@ def test_a_session_is_a_rung(digits: Path) -> None:
 
 
 def test_a_converted_file_is_verified_by_its_own_contract(digits: Path, tmp_path: Path) -> None:
-    from vimdeploy.commands import pipeline
-    from vimdeploy.commands.convert import ConvertRequest, convert
-
     half = tmp_path / "half.onnx"
-    convert(digits, half, ConvertRequest(), lambda _: None)
-    verified = pipeline.verify(half, VerifyRequest(checkpoint=DIGITS / "vim_digits.pth", samples=4), stage)
-    assert verified.report.passed
+    vimdeploy.convert(digits, half)
+    verified = vimdeploy.verify(half, checkpoint=DIGITS / "vim_digits.pth", samples=4)
+    assert verified.passed
+    assert isinstance(verified.report, Report)
     assert verified.report.contract == read_manifest(digits).contract.fp16
     with pytest.raises(UsageError, match="the ladder starts from float32"):
-        verify_ladder(half, (), VerifyRequest(), "fp16", stage)
+        vimdeploy.verify(half, ladder=True)
 
 
 def test_the_command_ends_with_one_line_and_the_right_exit_code(digits: Path, tmp_path: Path) -> None:
     checkpoint = str(DIGITS / "vim_digits.pth")
     done = cli("verify", str(digits), "--ladder", "--checkpoint", checkpoint, "--samples", "4")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("Every rung up to 'ONNX fp16' keeps its contract")
+    assert done.stdout.strip().splitlines()[-1].startswith("Every rung up to 'ONNX fp16' keeps its contract")
     strict = tmp_path / "vim.onnx"
     strict.write_bytes(digits.read_bytes())
     sidecar = json.loads(digits.with_name("vim.onnx.json").read_text())
     sidecar["contract"]["fp16"]["relative_rms"] = 1e-6
     strict.with_name("vim.onnx.json").write_text(json.dumps(sidecar))
-    broken = cli("verify", str(strict), "--ladder", "--checkpoint", checkpoint, "--json", str(tmp_path / "r.json"))
+    broken = cli("verify", str(strict), "--ladder", "--checkpoint", checkpoint, "-o", str(tmp_path / "r.json"))
     assert broken.returncode == 1
     assert "FAILED at 'torch fp16': relative RMS" in broken.stderr
     report = json.loads((tmp_path / "r.json").read_text())

@@ -16,24 +16,20 @@ from trained_like import image
 from vimdeploy.artifacts.manifest import read_manifest
 from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.onnxruntime import OnnxBackend
-from vimdeploy.commands.convert import ConvertRequest, convert_in_memory
+from vimdeploy.commands.convert import HalfOptions, to_half
 from vimdeploy.errors import UsageError, VerificationError
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import FP16, Policy
+from vimdeploy.graph.policy import FP16, Policy
 from vimdeploy.parity.ranges import measure
 from vimdeploy.parity.sensitivity import HEAD, Fitted, Task, blocks, fit
 
 SMALL = image("sensitivity", (2, 3, 64, 64))
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 def fitted(model: onnx.ModelProto, bound: float, images: np.ndarray = SMALL) -> Fitted:
     contract = ParityContract(relative_rms=bound)
     task = Task(model, images, contract, classes=True, ranges=measure(model, images))
-    return fit(task, FP16, Policy(), quiet)
+    return fit(task, FP16, Policy())
 
 
 def test_fp16_of_vim_ti_reaches_two_per_mille_with_few_blocks_in_float32(vim_ti: Path) -> None:
@@ -95,10 +91,11 @@ def test_at_most_half_of_the_blocks_are_kept(tiny: Path, tiny_model: onnx.ModelP
     found = fitted(tiny_model, 1e-7)
     assert not found.metrics.passed
     assert len(found.kept) == 2
+    strict = read_manifest(tiny).bounded(precision="fp16", max_error=1e-7)
     with pytest.raises(VerificationError, match=r"relative RMS .* even with block\.\d, block\.\d in float32"):
-        convert_in_memory(tiny_model, read_manifest(tiny), ConvertRequest(max_error=1e-7), "vim.onnx", quiet)
+        to_half(tiny_model, strict, HalfOptions(max_error=1e-7), "vim.onnx")
     with pytest.raises(UsageError, match="without its manifest nothing can be measured"):
-        convert_in_memory(tiny_model, None, ConvertRequest(max_error=1e-3), "vim.onnx", quiet)
+        to_half(tiny_model, None, HalfOptions(max_error=1e-3), "vim.onnx")
 
 
 def test_the_command_says_which_blocks_stay_and_why(tiny: Path, tmp_path: Path) -> None:

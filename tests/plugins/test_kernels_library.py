@@ -120,7 +120,7 @@ def call_scan(library: ctypes.CDLL, args: ScanArgs, inputs: dict[str, Array], dt
 
 def test_says_what_it_runs_on(library: ctypes.CDLL) -> None:
     assert library.vimdeploy_kernels_backend() == b"emulated"
-    assert library.vimdeploy_kernels_abi() == 1
+    assert library.vimdeploy_kernels_abi() == 2
 
 
 @pytest.mark.parametrize(("code", "dtype", "bound"), [(FLOAT32, np.float32, 1e-5), (FLOAT16, np.float16, 2e-3)])

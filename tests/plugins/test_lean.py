@@ -7,6 +7,7 @@ registries and plugins go. Each script runs in its own process: a registry is fo
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -34,7 +35,10 @@ def ours():
 def fields(op, directions=(1, -1), kernels=None):
     i32, f32, char = trt.PluginFieldType.INT32, trt.PluginFieldType.FLOAT32, trt.PluginFieldType.CHAR
     one = [trt.PluginField("directions", np.array(directions, np.int32), i32)]
-    if op == "CausalConv1d":
+    if op.startswith("SelectiveScanDelta"):
+        flags = {"delta_softplus": 1, "reverse": int(directions[1] > 1) * 5}
+        one = [trt.PluginField(name, np.array([value], np.int32), i32) for name, value in flags.items()]
+    elif op == "CausalConv1d":
         one.append(trt.PluginField("activation", b"silu", char))
     else:
         one.append(trt.PluginField("column_major", np.zeros(len(directions), np.int32), i32))
@@ -143,8 +147,9 @@ def test_creates_plugins_in_both_phases_and_answers_capabilities(loaded: tuple[d
             assert answer["kinds"]["RUNTIME"] == ["PLUGIN_V3ONE_RUNTIME", 1]
             assert answer["core"] == [op, contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE]
             assert answer["outputs"] == 1
-            assert answer["timing_cache_id"].startswith("directions=1,-1;")
-            assert answer["metadata"].startswith(f"vimdeploy::{op};version=1;directions=1,-1;")
+            said = "delta_softplus=1;reverse=0" if "Delta" in op else "directions=1,-1;"
+            assert answer["timing_cache_id"].startswith(said)
+            assert answer["metadata"].startswith(f"vimdeploy::{op};version=1;{said}")
 
 
 def test_refuses_a_plan_of_other_kernels_in_words(loaded: tuple[dict[str, Any], str]) -> None:
@@ -170,6 +175,32 @@ def test_the_preload_flavour_registers_itself(library: Path) -> None:
     assert said["created"]
     assert said["again"], "load_library() of the same creators must be refused"
     assert sorted(said["names_after_dlclose"]) == sorted(contract.PLUGIN_OPS)
+
+
+EARLY = """
+ctypes.CDLL(path)  # as polygraphy --plugins and ONNX Runtime do: before any TensorRT
+import tensorrt_lean as trt
+said = {"names": [c.name for c in trt.get_plugin_registry().all_creators if c.plugin_namespace == "vimdeploy"]}
+"""
+
+
+def test_the_preload_flavour_loads_tensorrt_where_it_comes_first(library: Path, tmp_path: Path) -> None:
+    import tensorrt_lean_libs  # the full TensorRT cannot be installed here: the lean one stands under its name
+
+    (lean,) = Path(tensorrt_lean_libs.__path__[0]).glob("libnvinfer_lean.so.11*")
+    (tmp_path / "libnvinfer.so.11").symlink_to(lean)
+    code = "import ctypes, json, sys\npath = sys.argv[1]\n" + EARLY + "print(json.dumps(said))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(library.with_name(PRELOAD))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "no TensorRT was loaded in this process yet, so libnvinfer.so.11 was" in done.stderr
+    assert sorted(json.loads(done.stdout)["names"]) == sorted(contract.PLUGIN_OPS)
 
 
 def test_the_preload_flavour_says_when_there_is_no_tensorrt(library: Path) -> None:

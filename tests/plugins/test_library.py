@@ -26,6 +26,9 @@ EXPORTS = {
         "vimdeploy_kernels_backend",
         "vimdeploy_last_error",
         "vimdeploy_scan",
+        "vimdeploy_scan_delta",
+        "vimdeploy_scan_delta_variants",
+        "vimdeploy_scan_delta_workspace_size",
         "vimdeploy_scan_plan_query",
         "vimdeploy_scan_variants",
         "vimdeploy_scan_workspace_size",
@@ -114,7 +117,7 @@ def test_kernels_answer_without_a_gpu(library: Path) -> None:
     kernels.vimdeploy_kernels_backend.restype = ctypes.c_char_p
     kernels.vimdeploy_last_error.restype = ctypes.c_char_p
     assert kernels.vimdeploy_kernels_backend() == b"cuda"
-    assert kernels.vimdeploy_kernels_abi() == 1
+    assert kernels.vimdeploy_kernels_abi() == 2
     assert kernels.vimdeploy_scan(None) < 0
     assert b"null" in kernels.vimdeploy_last_error()
 

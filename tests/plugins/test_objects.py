@@ -75,8 +75,9 @@ def test_limits_are_those_of_the_contract(described: dict[str, dict[str, object]
     assert scan["N"] == [1, contract.PLUGIN_MAX_STATE]
     assert scan["R"] == [1, contract.PLUGIN_MAX_DT_RANK]
     assert list(range(conv["K"][0], conv["K"][1] + 1)) == list(contract.PLUGIN_CONV_WIDTHS)
-    for creator in described.values():
-        assert creator["groups"] == list(contract.PLUGIN_GROUPS)
+    for name, creator in described.items():
+        assert creator["groups"] == ([] if "Delta" in name else list(contract.PLUGIN_GROUPS))
+    assert described["SelectiveScanDelta"]["limits"]["N"] == scan["N"]
 
 
 def test_sources_are_formatted() -> None:

@@ -11,7 +11,7 @@ from fake_device import TENSORS
 
 import vimdeploy
 from vimdeploy.backends.onnxruntime import OnnxBackend
-from vimdeploy.commands.build_engine import BuildRequest, build_engine
+from vimdeploy.commands.build_engine import build_engine
 from vimdeploy.errors import MissingDependencyError
 from vimdeploy.runtime.cuda import CudaDevice
 from vimdeploy.runtime.device_array import DeviceArray
@@ -150,7 +150,7 @@ def test_an_engine_computes_what_onnx_runtime_does(
         pytest.skip(f"TensorRT-RTX has no target for this GPU ({capability})")
     targets = (capability,) if flavour is trt.Flavour.RTX else ()
     options = BuildOptions(flavour, (1, 4, 8), compute_capabilities=targets)
-    built = build_engine(tiny, tmp_path / "vim.engine", BuildRequest(options, precision), print)
+    built = build_engine(tiny, tmp_path / "vim.engine", options=options, precision=precision)
     assert built.manifest.parity is not None
     assert built.manifest.parity["passed"]
     assert built.manifest.inspector is not None

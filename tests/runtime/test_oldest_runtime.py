@@ -7,6 +7,7 @@ Python with the oldest ONNX Runtime laid over its own, for the demo, which expor
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -16,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-
 import vmamba_cases
 from goldens import TOLERANCE, golden
 from native import locked
 
 from vimdeploy import contract
 from vimdeploy.graph.export import export_onnx
-from vimdeploy.graph.precision import FP16, convert_model
+from vimdeploy.graph.policy import FP16
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.native.locate import cache_folder
 
 ROOT = Path(__file__).parents[2]
@@ -89,11 +90,16 @@ def deployment_host():
     return made_once("python3.10", make) / "bin" / "python"
 
 
+def overlay_of(version):
+    """Return a folder with an ONNX Runtime for this Python, to be laid over its own packages."""
+    arguments = ("--no-deps", f"onnxruntime=={version}")
+    return made_once(f"overlay-{version}", lambda folder: pip(sys.executable, "--target", folder, *arguments))
+
+
 @pytest.fixture(scope="session")
 def overlay():
-    """Folder with the oldest ONNX Runtime for this Python, to be laid over its own packages."""
-    arguments = ("--no-deps", f"onnxruntime=={OLDEST}")
-    return made_once("overlay", lambda folder: pip(sys.executable, "--target", folder, *arguments))
+    """Folder with the oldest ONNX Runtime for this Python."""
+    return overlay_of(OLDEST)
 
 
 def run(python, *arguments, folder, paths=(ROOT,)):
@@ -160,8 +166,58 @@ def test_the_demo_runs(overlay, deployment_host, tmp_path):
         sys.executable, "-c", "import onnxruntime as o; print(o.__version__)", folder=tmp_path, paths=(overlay,)
     )
     assert which.stdout.strip() == OLDEST
-    onnx_file = tmp_path / result["onnx"]
+    onnx_file = tmp_path / result["path"]
     digit = tmp_path / result["predictions"][0]["image"]
     done = run(deployment_host, "-m", "vimdeploy", "predict", onnx_file, digit, "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["classes"][0]["label"] == digit.stem[-1]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel as `pip wheel .` builds it on a machine with a C++ compiler."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_carries_the_native_ops_to_a_host_without_a_compiler(wheel, deployment_host, exported, tmp_path):
+    assert wheel.name.endswith(f"-py3-none-linux_{platform.machine()}.whl")
+    installed = tmp_path / "site"
+    pip(deployment_host, "--no-deps", "--target", installed, wheel)
+    onnx.save(exported("cls_tiny"), tmp_path / "m.onnx")
+    arrays = golden("cls_tiny").arrays
+    np.save(tmp_path / "images.npy", arrays["images"])
+    code = """
+import numpy as np, vimdeploy
+print(vimdeploy.ops_library())
+with vimdeploy.load("m.onnx", ops="native") as session:
+    np.save("logits.npy", session(np.load("images.npy")))
+"""
+    clean = {"PATH": "", "PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [deployment_host, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(installed / "vimdeploy" / "_lib" / "libvimdeploy_ops.so")
+    assert not (tmp_path / "cache").exists()
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), arrays["logits"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("version", [OLDEST, "1.23.2"])
+def test_one_binary_of_the_native_ops_serves_old_and_new_runtimes(version, exported, tmp_path):
+    onnx.save(exported("cls_tiny"), tmp_path / "m.onnx")
+    arrays = golden("cls_tiny").arrays
+    np.save(tmp_path / "images.npy", arrays["images"])
+    code = """
+import numpy as np, onnxruntime, vimdeploy
+with vimdeploy.load("m.onnx", ops="native") as session:
+    np.save("logits.npy", session(np.load("images.npy")))
+print(onnxruntime.__version__)
+"""
+    done = run(sys.executable, "-c", code, folder=tmp_path, paths=(overlay_of(version), ROOT))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == version
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), arrays["logits"], **TOLERANCE)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +27,8 @@ from vimdeploy.artifacts.engine_manifest import (
     refuse_unloadable,
 )
 from vimdeploy.artifacts.files import sha256_file
-from vimdeploy.commands.build_engine import BuildRequest, build_engine
-from vimdeploy.commands.convert import ConvertRequest, convert
+from vimdeploy.commands.build_engine import build_engine
+from vimdeploy.commands.convert import convert
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
 from vimdeploy.runtime.cuda import CudaDevice
 from vimdeploy.runtime.onnx_session import OnnxSession
@@ -44,7 +45,7 @@ def images(batch: int, seed: int = 0) -> np.ndarray:
 def plan(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = BuildOptions(flavour=Flavour.RTX, compute_capabilities=("sm_89",), optimization_level=0)
     path = tmp_path_factory.mktemp("plan") / "vim.engine"
-    build_engine(tiny, path, BuildRequest(options, "fp32"), lambda _: None)
+    build_engine(tiny, path, options=options, precision="fp32")
     return path
 
 
@@ -120,7 +121,7 @@ def test_a_fixed_batch_is_filled_up(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_half_inputs_and_outputs(tiny: Path, tmp_path: Path) -> None:
-    convert(tiny, tmp_path / "half.onnx", ConvertRequest(half_io=True), lambda _: None)
+    convert(tiny, tmp_path / "half.onnx", io_dtype="fp16")
     with OnnxSession(tmp_path / "half.onnx") as session, OnnxSession(tiny) as full:
         assert session.inputs[0].dtype == session.outputs[0].dtype == "float16"
         half = session(images(2).astype(np.float16))
@@ -233,6 +234,7 @@ def test_the_manifest_never_switches_host_code_on(
 
     monkeypatch.setattr("vimdeploy.runtime.plan_session.trt.load", lambda _: Owner())
     monkeypatch.setattr("vimdeploy.runtime.plan_session.this_machine", lambda *_: HERE)
+    monkeypatch.setattr("vimdeploy.runtime.plan_session.CudaDevice", lambda _: SimpleNamespace(active=nullcontext))
     path = broken(plan, tmp_path, lambda d: d["tensorrt"].update(version_compatible=says_so))
     if says_so and not allowed:
         with pytest.raises(ArtifactError, match="brings code"):

@@ -4,9 +4,11 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from vimdeploy.cli import app as cli
@@ -20,13 +22,14 @@ class Result:
     stdout: str
     stderr: str
 
-    def json(self):
+    def json(self) -> Any:
         return json.loads(self.stdout)
 
 
-def vimdeploy(*arguments):
+def vimdeploy(*arguments: object) -> Result:
     """Run one command."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    out, err = io.StringIO(), io.StringIO()
+    code: int | str | None = 0
     command = ["vimdeploy", *map(str, arguments)]
     with (
         patch.object(sys, "argv", command),
@@ -38,17 +41,18 @@ def vimdeploy(*arguments):
             cli.main()
         except SystemExit as end:
             code = end.code or 0
+    assert isinstance(code, int), code
     return Result(code, out.getvalue(), err.getvalue())
 
 
-def succeed(*arguments):
+def succeed(*arguments: object) -> Result:
     """Run one command that must succeed."""
     result = vimdeploy(*arguments)
     assert result.code == 0, result.stderr
     return result
 
 
-def refuse(*arguments, code=2, words=(), folder=None):
+def refuse(*arguments: object, code: int = 2, words: Iterable[object] = (), folder: Path | None = None) -> Result:
     """Run one command that must end in words: a message with a remedy, the exit code, and no file left behind."""
     before = snapshot(folder) if folder else None
     result = vimdeploy(*arguments)
@@ -62,6 +66,6 @@ def refuse(*arguments, code=2, words=(), folder=None):
     return result
 
 
-def snapshot(folder):
+def snapshot(folder: Path) -> dict[Path, bytes]:
     """Return every file below ``folder`` with its content."""
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}

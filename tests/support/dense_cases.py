@@ -1,10 +1,14 @@
 """Dense Vision Mamba backbones with the golden weights, for the tests."""
 
 import json
+from typing import Any
 
 import numpy as np
 import torch
-from vmamba_cases import DATA, image, trained_like_arrays
+from torch import Tensor
+from trained_like import Array, image
+from trained_like import trained_like as trained_like_arrays
+from vmamba_cases import DATA
 
 from vimdeploy.models.vim.dense import VisionMambaDense
 from vimdeploy.models.vim.dense_config import VimDenseConfig, read_dense_arguments
@@ -12,7 +16,7 @@ from vimdeploy.models.vim.dense_config import VimDenseConfig, read_dense_argumen
 KINDS = {"VisionMambaSeg": "seg", "VisionMambaDet": "det"}
 
 
-def make(**arguments):
+def make(**arguments: Any) -> VisionMambaDense:
     """Return the backbone that the official arguments ask for, with trained-like weights."""
     model = VisionMambaDense(VimDenseConfig(**read_dense_arguments(arguments, "test").values)).eval()
     state = model.state_dict()
@@ -21,7 +25,7 @@ def make(**arguments):
     return model
 
 
-def golden(name):
+def golden(name: str) -> tuple[VisionMambaDense, Tensor, list[Array]]:
     """Return a golden's model, its images and its feature maps."""
     arrays = dict(np.load(DATA / f"{name}.npz"))
     config = json.loads(str(arrays["config"]))
@@ -31,7 +35,7 @@ def golden(name):
     return make(**config, kind=kind), torch.from_numpy(arrays["images"]), [arrays[key] for key in keys]
 
 
-def options():
+def options() -> dict[str, tuple[dict[str, Any], Tensor, list[Array]]]:
     """Return {case: (official arguments, images, official feature maps)} over the options of the backbones."""
     arrays = np.load(DATA / "vim_dense_options.npz")
     cases = {}

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 EMULATION = Path(__file__).parents[2] / "plugins" / "emulation"
 FLAVOURS = ("plain", "asan", "tsan")
@@ -33,11 +41,48 @@ def _make(*arguments: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stderr[-4000:]}"
 
 
-def program_for(flavour: str, mutant: int = 0) -> Path:
+@dataclass(frozen=True)
+class Mutant:
+    """A planted fault: one place of one file of the kernels, what stands there instead, and what tells it apart."""
+
+    fault: str
+    file: str
+    find: str
+    replace: str
+    caught_by: str
+    """The flavour whose run the gate repeats."""
+    sign: str
+    """What that run says."""
+
+    @property
+    def name(self) -> str:
+        return "-".join(re.findall(r"\w+", self.fault.lower())[:8])
+
+
+def mutants() -> list[Mutant]:
+    """Every planted fault of plugins/emulation/mutants.toml."""
+    return [Mutant(**entry) for entry in tomllib.loads((EMULATION / "mutants.toml").read_text())["mutant"]]
+
+
+def _planted(mutant: Mutant) -> Path:
+    """A copy of the kernels that holds the fault."""
+    copy = build_folder() / "mutants" / mutant.name
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(EMULATION.parent / "kernels", copy / "kernels")
+    target = copy / "kernels" / mutant.file
+    text = target.read_text()
+    assert text.count(mutant.find) == 1, f"{mutant.file} holds {text.count(mutant.find)} times: {mutant.find}"
+    target.write_text(text.replace(mutant.find, mutant.replace))
+    return copy
+
+
+def program_for(flavour: str, mutant: Mutant | None = None) -> Path:
     """The emulation's test program, plain or under sanitizers, with a planted fault or none."""
-    _make(f"FLAVOUR={flavour}", f"MUTANT={mutant}")
-    name = flavour if mutant == 0 else f"{flavour}-mutant{mutant}"
-    return build_folder() / name / "emulation_test"
+    if mutant is None:
+        _make(f"FLAVOUR={flavour}")
+        return build_folder() / flavour / "emulation_test"
+    _make(f"FLAVOUR={flavour}", f"SOURCES={_planted(mutant)}", f"NAME={mutant.name}")
+    return build_folder() / f"{flavour}-{mutant.name}" / "emulation_test"
 
 
 def kernels_library() -> Path:

@@ -9,16 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vimdeploy.commands import pipeline
-from vimdeploy.models.load import ModelRequest
+import vimdeploy
 
 DATA = Path(__file__).parents[1] / "data"
 
 
 def export(checkpoint: Path, output: Path, **request: object) -> Path:
-    options = pipeline.ExportRequest(verify=False, **request)  # type: ignore[arg-type]
-    pipeline.export(checkpoint, output, ModelRequest(), options, lambda _: lambda *_: None)
-    return output
+    return vimdeploy.export(checkpoint, output, verify=False, **request).path  # type: ignore[arg-type]
 
 
 def relative_rms(a: np.ndarray, b: np.ndarray) -> float:

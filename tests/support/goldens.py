@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Golden:
     """One run of the official code."""
 
     name: str
-    arguments: dict
+    arguments: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
     @property

@@ -16,56 +16,50 @@ Arrows = dict[tuple[str, str], list[str]]
 
 
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
-    """Return every module of the package by its dotted name below it; a package is its ``__init__``."""
+    """Return every module by its dotted name (``vimdeploy.ops.scan``, ``vimdeploy.ops``)."""
     found = {}
     for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
 def room_of(module: str) -> str:
-    """Return the room of a module: the folder, or the file where it lies at the top."""
-    return module.split(".", maxsplit=1)[0]
+    """Return the room of a module of the package: the folder, or the file where it lies at the top."""
+    return module.split(".")[1] if "." in module else API
 
 
 def imported(path: Path, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
-    """Yield (module, line) of everything of the package that a file imports, and foreign packages by their name."""
+    """Yield (dotted name, line) of every module that a file imports, ours and foreign."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield _below(alias.name), node.lineno
+                yield alias.name, node.lineno
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            inside = _below(node.module)
             for alias in node.names:
-                name = alias.name if inside == API else f"{inside}.{alias.name}"
-                yield (name if name in known else inside), node.lineno
+                name = f"{node.module}.{alias.name}"
+                yield (name if _is_ours(name, known) else node.module), node.lineno
 
 
-def _below(name: str) -> str:
-    return API if name == "vimdeploy" else name.removeprefix("vimdeploy.")
+def _is_ours(name: str, known: dict[str, Path]) -> bool:
+    return name in known or any(module.startswith(f"{name}.") for module in known)
 
 
 def arrows(package: Path = PACKAGE) -> Arrows:
     """Return the arrows between rooms."""
     known = modules(package)
-    rooms = {room_of(module) for module in known}
     found: Arrows = defaultdict(list)
     for module, path in known.items():
-        for target, line in imported(path, known):
-            source, room = room_of(module), room_of(target)
-            ours = target in known or any(name.startswith(f"{target}.") for name in known)
-            if ours and room in rooms and room != source:
-                found[source, room].append(f"{path.relative_to(package.parent)}:{line}")
+        for name, line in imported(path, known):
+            if _is_ours(name, known) and room_of(name) != room_of(module):
+                found[room_of(module), room_of(name)].append(f"{path.relative_to(package.parent)}:{line}")
     return dict(found)
 
 
 def foreign(package: Path = PACKAGE) -> dict[str, set[str]]:
-    """Return the packages from outside that each room imports anywhere."""
+    """Return, for each module, the packages from outside that it imports anywhere."""
     known = modules(package)
-    found: dict[str, set[str]] = defaultdict(set)
-    for module, path in known.items():
-        for target, _ in imported(path, known):
-            if target not in known:
-                found[room_of(module)].add(target.split(".")[0])
-    return dict(found)
+    return {
+        module: {name.split(".")[0] for name, _ in imported(path, known) if not _is_ours(name, known)}
+        for module, path in known.items()
+    }

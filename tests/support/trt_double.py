@@ -53,7 +53,7 @@ class _Factory:
             for member in dir(real):
                 if not member.startswith("__"):
                     setattr(made, member, self.member(name, member, inspect.getattr_static(real, member)))
-            made.__init__ = self.function(f"{name}.__init__", real.__init__.__doc__ or "")
+            setattr(made, "__init__", self.function(f"{name}.__init__", real.__init__.__doc__ or ""))  # noqa: B010
         return self.classes[name]
 
     def member(self, cls: str, name: str, real: Any) -> Any:

@@ -66,9 +66,10 @@ class Process:
     def log(self, text: str, logger: Any = None) -> None:
         if self.first is None:
             return
-        target = logger if logger is not None else self.first()
-        if self.first() is None:
+        first = self.first()
+        if first is None:
             raise DeadLoggerError(text)
+        target = logger if logger is not None else first
         target.log(self.api.ILogger.Severity.ERROR, text)
 
 

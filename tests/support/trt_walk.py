@@ -1,6 +1,6 @@
 """Run every line of vimdeploy/tensorrt/api.py against the double of one TensorRT; started by test_trt_api.py.
 
-Prints JSON: the functions of trt.py with a line that no call reached, and the members of the API that were used.
+Prints JSON: the functions of it with a line that no call reached, and the members of the API that were used.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import trt_double
 from onnx import helper
 
 from vimdeploy import contract
+from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.errors import ArtifactError, VimdeployError
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import boundary, options, plugin
@@ -53,7 +54,7 @@ def walk(api: types.ModuleType, flavour: trt.Flavour) -> None:
     assert network.tensors()
     assert [layer.kind for layer in network.layers()] == [k.lower() for k in KINDS]
     plugins = flavour is not trt.Flavour.RTX
-    shapes = {"images": ((1, 3), (2, 3), (4, 3))}
+    shapes: Profile = {"images": ((1, 3), (2, 3), (4, 3))}
     config = boundary.Config(
         profiles=(shapes,),
         compute_capabilities=() if plugins else ("sm_89", "sm_120"),
@@ -97,13 +98,13 @@ def walk_refusals(tensorrt: trt.TensorRt, network: trt.Network, config: boundary
     RESULTS["IBuilderConfig.add_optimization_profile"] = lambda _: -1
     assert network.build(dataclasses.replace(config, compute_capabilities=())).bad_profile
     RESULTS["OnnxParser.parse"] = lambda _: False
-    refused, problems = tensorrt.parse(b"onnx", boundary.Messages())
-    assert refused is None
+    nothing, problems = tensorrt.parse(b"onnx", boundary.Messages())
+    assert nothing is None
     assert problems[0].code == "SUCCESS"
 
 
 def walk_build(tensorrt: trt.TensorRt) -> None:
-    """The builder above trt.py, which TensorRT-RTX runs for real in test_build.py, takes this API as well."""
+    """The builder above it, which TensorRT-RTX runs for real in test_build_engine.py, takes this API as well."""
     inputs = [helper.make_tensor_value_info("x", 1, ["batch", 5, 8])]
     weights = [helper.make_tensor("w", 1, (2, 8, 4), [0.0] * 64), helper.make_tensor("b", 1, (2, 8), [0.0] * 16)]
     node = helper.make_node(
@@ -128,10 +129,10 @@ def walk_build(tensorrt: trt.TensorRt) -> None:
 
 
 def walk_plugins(tensorrt: trt.TensorRt, creators: list[object]) -> None:
-    """plugin.py gets the API from trt.py: what it does with the registry is held to the bindings as well."""
+    """plugin.py gets the API from tensorrt/api.py: what it does with the registry is held to the bindings as well."""
     info = plugin.BuildInfo("1", "hash", tensorrt.version, "13.0", ("89",))
     library = plugin.PluginLibrary(Path("libvimdeploy_plugin.so"), plugin.Origin.ARGUMENT, info, is_current=True)
-    plugin.find_library = lambda *_, **__: library  # type: ignore[assignment]
+    plugin.find_library = lambda *_, **__: library
     loads = iter([[], creators])
     RESULTS["IPluginRegistry.all_creators"] = lambda _: next(loads)
     assert plugin.load_library(tensorrt.api) is library

@@ -11,7 +11,6 @@ import pytest
 import tensorrt_rtx
 import trt_double
 
-from vimdeploy.commands.build_engine import store_timings
 from vimdeploy.errors import ArtifactError
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import timing
@@ -59,7 +58,7 @@ def build_and_store(path: Path, *measured: str, before: bytes | None = None) -> 
     stored = timing.read(path) if before is None else before
     cache = trt.TimingCache(options, stored)
     cache._cache.names |= set(measured)  # type: ignore[attr-defined]
-    return store_timings(path, stored, cache)
+    return timing.store(path, stored, cache)
 
 
 def many_builds(path: Path, letter: str, rounds: int) -> None:

@@ -85,7 +85,7 @@ def test_a_missing_flavour_says_what_to_install_and_what_works_instead() -> None
     with pytest.raises(MissingDependencyError) as caught:
         trt.load("tensorrt")
     assert "not installed" in caught.value.message
-    assert "vimdeploy[tensorrt]" in caught.value.hint
+    assert "pip install tensorrt cuda-bindings" in caught.value.hint
     assert "--runtime rtx" in caught.value.hint
 
 

@@ -1,4 +1,4 @@
-"""mypy reads tensorrt/api.py with TensorRT's type stubs: what they know, trt.py uses rightly.
+"""mypy reads tensorrt/api.py with TensorRT's type stubs: what they know, it uses rightly.
 
 The stubs of 10.13 (the package tensorrt-stubs) cannot be a dependency: they require TensorRT itself, which no machine
 without its libraries can install. Nor do they parse: five lines name a parameter ``in``, or put one without a default

@@ -18,7 +18,7 @@ from vimdeploy.errors import ImageError
 FloatArray = npt.NDArray[np.float32]
 
 _LOG = logging.getLogger(__name__)
-_SUFFIXES = frozenset(
+SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff"}
     | {".webp"}
 )
@@ -41,9 +41,9 @@ def find_images(folder: Path) -> list[Path]:
     """Return the image files of a folder and its subfolders, sorted; raises ImageError if there are none."""
     if not folder.is_dir():
         raise ImageError(f"{folder}: there is no such folder.", hint="Pass a folder of images with --images.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
-        raise ImageError(f"{folder}: holds no images ({', '.join(sorted(_SUFFIXES))}).")
+        raise ImageError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))}).")
     return paths
 
 

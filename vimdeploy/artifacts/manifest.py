@@ -15,7 +15,7 @@ from vimdeploy.artifacts.files import sha256_bytes, sha256_file, sidecar_of
 from vimdeploy.artifacts.onnx_facts import read_facts, take_digest, with_facts
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, InputSpec, Parity, Precision, Side
 from vimdeploy.artifacts.structured import read_json
-from vimdeploy.errors import ArtifactError
+from vimdeploy.errors import ArtifactError, UsageError
 
 SCHEMA_VERSION = 1
 PLAN_SUFFIXES = (".engine", ".plan", ".trt")
@@ -50,8 +50,9 @@ class ModelInfo(_Section):
     parameters: Count
     arguments: dict[str, Any]
     """Arguments of the official constructor, as trained."""
-    img_size: tuple[Side, Side]
-    """(height, width) as exported; differs from the arguments' where position embeddings were resized."""
+    img_size: tuple[Side, Side] | None
+    """(height, width) as exported; differs from the arguments' where position embeddings were resized. None for a
+    module that takes no image."""
     official_pos_resize: bool
     sources: dict[str, str]
     """Where each argument came from."""
@@ -65,6 +66,33 @@ class CheckpointInfo(_Section):
     sha256: str
     weights: str
     """``model``, ``ema`` or ``random``."""
+
+
+Shape = Annotated[tuple[Dimension, ...], Field(max_length=16)]
+
+
+class ModuleInfo(_Section):
+    """A module of the user's, exported by ``export_module``."""
+
+    entry: str | None
+    """How to build it again, ``package.module:function``; None where a module object was exported."""
+    kwargs: dict[str, Any]
+    """Arguments of the entry."""
+    import_paths: tuple[str, ...] = ()
+    """Folders that the entry is imported from, relative to the file's own."""
+    inputs: tuple[TensorInfo, ...]
+    golden_sha256: str
+    """Of ``NAME.onnx.golden.npz``: inputs, and the outputs that PyTorch gave for them."""
+    blocks: tuple[str, ...]
+    """Paths in the module tree of what the file's values call ``block.0``, ``block.1``, ..."""
+    substituted: tuple[str, ...]
+    """Modules that substitutes stood in for."""
+    stubbed: tuple[str, ...]
+    """Absent packages that were stubbed."""
+    rewrites: dict[str, int]
+    """How often which rewrite of the graph applied."""
+    profile: dict[str, tuple[Shape, Shape, Shape]]
+    """Smallest, best and largest shape of every input for an optimization profile; empty where all are fixed."""
 
 
 class OnnxInfo(_Section):
@@ -88,7 +116,8 @@ class Manifest(_Section):
     model: ModelInfo
     checkpoint: CheckpointInfo
     onnx: OnnxInfo
-    preprocessing: InputSpec
+    preprocessing: InputSpec | None
+    """None for a module that takes no images."""
     classes: Classes
     input: TensorInfo
     outputs: tuple[TensorInfo, ...]
@@ -100,6 +129,26 @@ class Manifest(_Section):
     notes: tuple[str, ...]
     conversion: dict[str, Any] | None = None
     """What `vimdeploy convert` changed; None for a file as exported."""
+
+    def bounded(self, *, precision: str, max_error: float | None) -> Manifest:
+        """Return it with ``max_error`` as the bound on a precision's relative RMS error; None keeps the recipe's."""
+        if max_error is None:
+            return self
+        contract = self.contract[precision].model_copy(update={"relative_rms": max_error})
+        return self.model_copy(update={"contract": self.contract.model_copy(update={precision: contract})})
+
+    module: ModuleInfo | None = None
+    """None for a model of a family that vimdeploy knows."""
+
+    def image_input(self) -> InputSpec:
+        """Return how image files become the input; UsageError for a module that takes no images."""
+        if self.preprocessing is None:
+            raise UsageError(
+                "this file takes no images: it is a module whose inputs are "
+                f"{', '.join(t.name for t in self.module.inputs) if self.module else self.input.name}.",
+                hint="Run it with vimdeploy.load(...), which takes arrays by name.",
+            )
+        return self.preprocessing
 
     def to_bytes(self) -> bytes:
         """Return the JSON text of the sidecar."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy.artifacts.manifest import TensorInfo
-from vimdeploy.errors import ArtifactError, require
+from vimdeploy.errors import ArtifactError
 
 if TYPE_CHECKING:
     import onnx
@@ -19,7 +19,6 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         ArtifactError: it is missing, empty or not an ONNX model.
 
     """
-    require("onnx", "export", "reading an ONNX file")
     import onnx
     from google.protobuf.message import DecodeError
 

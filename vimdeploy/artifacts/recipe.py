@@ -116,6 +116,10 @@ class Parity(_Strict):
     fp16: ParityContract = ParityContract(relative_rms=5e-3, cosine=0.9999, top1=0.999)
     bf16: ParityContract = ParityContract(relative_rms=4e-2, cosine=0.999, top1=0.99)
 
+    def __getitem__(self, precision: str) -> ParityContract:
+        """Return the contract of ``fp32``, ``fp16`` or ``bf16``."""
+        return {"fp32": self.fp32, "fp16": self.fp16, "bf16": self.bf16}[precision]
+
 
 class Recipe(_Strict):
     """One published model."""

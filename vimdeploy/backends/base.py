@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from vimdeploy.artifacts.golden import Samples
 from vimdeploy.errors import UsageError
+from vimdeploy.progress import SILENT, Reporter
 
 Array = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
-"""Called with (done, in all)."""
+Inputs = Array | Samples
+"""Images (B, C, H, W), or the named inputs of a module with the batch first."""
 
 _BATCH = 8
 """Images at a time, where neither the backend nor the caller says."""
@@ -31,13 +33,13 @@ class Backend(Protocol):
         """The only batch it takes; None where it takes any."""
         ...
 
-    def run(self, images: Array) -> dict[str, Array]:
+    def run(self, images: Inputs) -> dict[str, Array]:
         """Map (B, C, H, W) float32 images to the outputs by name, the task's first."""
         ...
 
 
 def run_batched(
-    backend: Backend, images: Array, batch: int | None = None, progress: Progress | None = None
+    backend: Backend, images: Inputs, batch: int | None = None, *, reporter: Reporter = SILENT
 ) -> dict[str, Array]:
     """Run any number of images in batches of one size, the last one filled up with its last image.
 
@@ -45,7 +47,7 @@ def run_batched(
         backend: what computes.
         images: (N, C, H, W) float32.
         batch: images at a time; None takes the only one that the backend takes, else a moderate one.
-        progress: told about finished images.
+        reporter: told about finished images.
 
     Returns:
         The outputs by name, each (N, ...).
@@ -54,12 +56,12 @@ def run_batched(
         UsageError: ``batch`` is not the only one that the backend takes.
 
     """
-    parts = list(each_batch(backend, images, batch, progress))
+    parts = list(each_batch(backend, images, batch, reporter=reporter))
     return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]}
 
 
 def each_batch(
-    backend: Backend, images: Array, batch: int | None = None, progress: Progress | None = None
+    backend: Backend, images: Inputs, batch: int | None = None, *, reporter: Reporter = SILENT
 ) -> Iterator[dict[str, Array]]:
     """Yield the outputs of every full batch; see :func:`run_batched`. For values that need not have N first."""
     fixed = backend.fixed_batch
@@ -71,14 +73,12 @@ def each_batch(
     size = fixed or batch or _even(len(images))
     for start in range(0, len(images), size):
         yield backend.run(filled(images[start : start + size], size))
-        if progress:
-            progress(min(start + size, len(images)), len(images))
+        reporter.progress(min(start + size, len(images)), len(images))
 
 
-def filled(images: Array, batch: int) -> Array:
+def filled(images: Any, batch: int) -> Any:
     """Return a batch of exactly ``batch`` images: the first of them, or all with the last one repeated."""
-    short = batch - len(images)
-    return np.concatenate([images, np.repeat(images[-1:], short, axis=0)]) if short > 0 else images[:batch]
+    return images[np.minimum(np.arange(batch), len(images) - 1)]
 
 
 def _even(count: int) -> int:

@@ -20,6 +20,7 @@ class OnnxBackend(SessionBackend):
     Args:
         model: a file, or a model in memory.
         taps: names of inner values to return as well, as far as the model has them.
+        ops: what computes the custom ops; see :func:`vimdeploy.runtime.ort.open_session`.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -27,7 +28,7 @@ class OnnxBackend(SessionBackend):
 
     """
 
-    def __init__(self, model: Path | onnx.ModelProto, *, taps: Sequence[str] = ()) -> None:
+    def __init__(self, model: Path | onnx.ModelProto, *, taps: Sequence[str] = (), ops: str = "auto") -> None:
         source = str(model) if isinstance(model, Path) else "the exported model"
         if not isinstance(model, Path) or taps:
             model = read_onnx(model) if isinstance(model, Path) else model
@@ -35,7 +36,7 @@ class OnnxBackend(SessionBackend):
         else:
             content = model
         # Inner values need not have the batch first, so nothing may be split behind the caller's back.
-        super().__init__(OnnxSession(content, batch=None, source=source), "onnxruntime")
+        super().__init__(OnnxSession(content, batch=None, source=source, ops=ops), "onnxruntime")
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

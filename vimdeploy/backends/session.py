@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vimdeploy.backends.base import Array
+from vimdeploy.artifacts.golden import Samples
+from vimdeploy.backends.base import Array, Inputs
 from vimdeploy.runtime.session import Session
 
 
@@ -28,16 +29,21 @@ class SessionBackend:
         """The only batch that the model takes."""
         return self._session.fixed_batch
 
-    def run(self, images: Array) -> dict[str, Array]:
+    def run(self, images: Inputs) -> dict[str, Array]:
         """Compute the outputs in the session's own types; see :class:`vimdeploy.backends.base.Backend`."""
-        tensor = self._session.inputs[0]
-        if tensor.dtype == "bfloat16":
-            import ml_dtypes
-
-            outputs = self._session.run({tensor.name: images.astype(ml_dtypes.bfloat16).view(np.uint16)})
-        else:
-            outputs = self._session.run({tensor.name: np.ascontiguousarray(images.astype(tensor.dtype, copy=False))})
+        types = {tensor.name: tensor.dtype for tensor in self._session.inputs}
+        arrays = images.arrays if isinstance(images, Samples) else {next(iter(types)): images}
+        outputs = self._session.run({name: _in_type(array, types[name]) for name, array in arrays.items()})
         return {t.name: _as_float(outputs[t.name], t.dtype) for t in self._session.outputs}
+
+
+def _in_type(array: Any, dtype: str) -> Any:
+    """Return an array as a session takes it; bfloat16 as its bits, which numpy has no type for."""
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return array.astype(ml_dtypes.bfloat16).view(np.uint16)
+    return np.ascontiguousarray(array.astype(dtype, copy=False))
 
 
 def _as_float(array: Any, dtype: str) -> Array:

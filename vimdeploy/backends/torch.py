@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import torch
 
-from vimdeploy.backends.base import Array
+from vimdeploy.backends.base import Array, Inputs
 from vimdeploy.models.family import FamilyModel, fold
 from vimdeploy.models.tapped import TappedModel
 
@@ -33,8 +33,9 @@ class TorchBackend:
         self._model = TappedModel(fold(model) if taps else model, task)
         self._names = [*self._model.outputs, *(self._model.taps if taps else [])]
 
-    def run(self, images: Array) -> dict[str, Array]:
+    def run(self, images: Inputs) -> dict[str, Array]:
         """Compute the outputs; see :class:`vimdeploy.backends.base.Backend`."""
+        assert isinstance(images, np.ndarray)  # models of a family take images
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
         # A reference in TF32, cuDNN's default for convolutions, would be no reference.
         with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):

@@ -1,4 +1,4 @@
-"""What commands share on screen: tables, progress, errors, JSON."""
+"""What commands share on screen: results on standard output, progress, notes and errors on standard error."""
 
 from __future__ import annotations
 
@@ -7,37 +7,29 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from vimdeploy import needs
 from vimdeploy.errors import VimdeployError
+from vimdeploy.progress import Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rich.console import Console
+    from rich.progress import Progress
 
 
-def say(text: str = "", *, style: str = "", label: str = "", label_style: str = "bold") -> None:
-    """Print a line for people, on standard error, so that ``--json`` on standard output stays clean.
-
-    Args:
-        text: printed as it is: brackets in file names and messages are no markup.
-        style: of the text, in rich's words.
-        label: printed before it, set off by its own style.
-        label_style: of the label.
-
-    """
-    from rich.text import Text
-
-    line = Text.assemble((f"{label} ", label_style), (text, style)) if label else Text(text, style)
-    _console().print(line, highlight=False, soft_wrap=True)
+def result(text: str) -> None:
+    """Print a line of a command's result on standard output, as it is."""
+    sys.stdout.write(f"{text}\n")
 
 
 def print_json(value: Any) -> None:
     """Print JSON for machines on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+    result(json.dumps(value, indent=2, default=str))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table for people."""
+    """Print a table of results on standard output."""
     from rich.table import Table
     from rich.text import Text
 
@@ -46,22 +38,72 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         view.add_column(name, overflow="fold")
     for row in rows:
         view.add_row(*(Text(str(cell)) for cell in row))
-    _console().print(view, highlight=False)
+    _console(sys.stdout).print(view, highlight=False)
+
+
+def say(text: str = "", *, style: str = "", label: str = "", label_style: str = "bold") -> None:
+    """Print a line for people on standard error, so that standard output holds nothing but results.
+
+    Args:
+        text: printed as it is: brackets in file names and messages are no markup.
+        style: of the text, in rich's words.
+        label: printed before it, set off by its own style.
+        label_style: of the label.
+
+    """
+    _say(_console(sys.stderr), text, style=style, label=label, label_style=label_style)
+
+
+def note(text: str) -> None:
+    """Print something worth knowing on standard error."""
+    say(text, label="note:")
+
+
+def warn(text: str) -> None:
+    """Print something that may be wrong on standard error."""
+    say(text, label="warning:", label_style="bold yellow")
+
+
+def _say(console: Console, text: str, *, style: str = "", label: str = "", label_style: str = "bold") -> None:
+    from rich.text import Text
+
+    line = Text.assemble((f"{label} ", label_style), (text, style)) if label else Text(text, style)
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+class _Screen(Reporter):
+    """Shows stages as lines and their progress as a bar below; without a total the bar pulses."""
+
+    def __init__(self, bar: Progress, unit: str) -> None:
+        self._bar, self._unit = bar, unit
+        self._task = bar.add_task("", total=None, count="")
+
+    def stage(self, text: str) -> None:
+        _say(self._bar.console, f"{text} ...", style="dim")
+        self._bar.reset(self._task, total=None, count="")
+
+    def progress(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total, count=f"{done}/{total} {self._unit}".strip())
+
+    def note(self, text: str) -> None:
+        _say(self._bar.console, text, label="note:")
 
 
 @contextmanager
-def progress(text: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
-    """Show a bar while long work runs; yields ``update(done, total)``. Unknown length shows a pulse."""
+def reporter(text: str, unit: str = "") -> Iterator[Reporter]:
+    """Show what long work is at, on standard error.
+
+    Args:
+        text: what it is, beside the bar.
+        unit: of its steps.
+
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
-    with Progress(*columns, console=_console(), transient=True) as bar:
-        task = bar.add_task(text, total=None, count="")
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, count=f"{done}/{total} {unit}".strip())
-
-        yield update
+    columns = (TextColumn(text), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
+    console = _console(sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield _Screen(bar, unit)
 
 
 class Interrupted(BaseException):
@@ -81,6 +123,8 @@ def errors_in_words() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("VIMDEPLOY_DEBUG"):
             raise
+        if isinstance(error, ModuleNotFoundError) and (explained := needs.explain(error)):
+            fail(explained)
         _print_error(
             f"internal error: {type(error).__name__}: {error}",
             "This is a bug in vimdeploy. Please report it with the output of the same command under VIMDEPLOY_DEBUG=1.",
@@ -100,8 +144,8 @@ def _print_error(message: str, hint: str) -> None:
         say(hint, label="  try:")
 
 
-def _console() -> Any:
+def _console(file: TextIO) -> Console:
     from rich.console import Console
 
     # A log file has no width of its own; 80 columns would break names that people copy.
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+    return Console(file=file, width=None if file.isatty() else 160)

@@ -1,61 +1,43 @@
-"""ONNX file -> plan and manifest as one function: convert, prove, build, inspect, verify, write."""
+"""ONNX file -> plan and manifest: convert, prove, build, inspect, verify, write."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vimdeploy import __version__
+from vimdeploy import contract
 from vimdeploy.artifacts.engine_manifest import EngineManifest, PluginInfo, TargetInfo, TensorRtInfo
-from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, sidecar_of, write_all
-from vimdeploy.artifacts.images import sample_images
-from vimdeploy.artifacts.manifest import Manifest, TensorInfo, is_stale, manifest_path, read_manifest
+from vimdeploy.artifacts.files import check_writable, sha256_bytes, sha256_file, write_all
+from vimdeploy.artifacts.manifest import Manifest, TensorInfo, manifest_path
 from vimdeploy.artifacts.onnx_file import read_onnx
-from vimdeploy.artifacts.recipe import BatchProfile, ParityContract
+from vimdeploy.artifacts.recipe import BatchProfile
 from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.backends.base import joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.session import SessionBackend
-from vimdeploy.commands.convert import ConvertRequest, convert_in_memory, owing
-from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VerificationError
-from vimdeploy.graph.precision import PRECISIONS
+from vimdeploy.commands.arguments import several
+from vimdeploy.commands.engine_source import Request, Source, held_precision, in_precision, read_source
+from vimdeploy.commands.samples import sample_inputs
+from vimdeploy.errors import MissingDependencyError, UsageError, VerificationError
 from vimdeploy.parity.metrics import compare
+from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.runtime.cuda import CudaDevice
 from vimdeploy.runtime.plan_session import PlanSession
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import builder as engine_build
 from vimdeploy.tensorrt import plugin as plugins
 from vimdeploy.tensorrt import proof, timing
-from vimdeploy.tensorrt.boundary import Layer, Messages, TimingCacheHandle
+from vimdeploy.tensorrt.boundary import Layer, Messages
 from vimdeploy.tensorrt.options import BuildOptions, check_options
-from vimdeploy.tensorrt.progress import Bar, Tracker
+from vimdeploy.tensorrt.progress import Tracker
+from vimdeploy.version import __version__
 
 if TYPE_CHECKING:
     import onnx
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """How to build; the defaults are the recommended way."""
-
-    options: BuildOptions = field(default_factory=BuildOptions)
-    precision: str | None = None
-    """``fp32``, ``fp16`` or ``bf16``; None takes what the file holds, else the recipe's."""
-    keep: tuple[str, ...] = ()
-    half_io: bool = False
-    max_error: float | None = None
-    """Relative RMS error that half precision may cost; None takes the recipe's contract."""
-    images: Path | None = None
-    """Folder of images to measure and verify on; None takes synthetic ones."""
-    timing_cache: Path | None = None
-    """Folder of the timing cache; None keeps none."""
-    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,12 +45,18 @@ class BuiltEngine:
     """A plan on disk."""
 
     path: Path
+    manifest_path: Path
     manifest: EngineManifest
     layers: tuple[Layer, ...]
     inspector: dict[str, Any] | None
     """The engine inspector's own report; None where no GPU was there to read it."""
     seconds: float
     notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        paths = {"path": str(self.path), "manifest_path": str(self.manifest_path), "notes": list(self.notes)}
+        return {**paths, **self.manifest.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -78,10 +66,55 @@ class _Device:
     driver: int
 
 
+@dataclass(frozen=True)
+class _Host:
+    """What builds: this TensorRT, told these options, on this GPU, with the plugin library where the model needs it."""
+
+    owner: trt.TensorRt
+    options: BuildOptions
+    device: _Device | None
+    library: plugins.PluginLibrary | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Compute capabilities that the plan is for."""
+        return self.options.compute_capabilities or ((self.device.compute_capability,) if self.device else ())
+
+    @property
+    def runs_plan(self) -> bool:
+        """Whether the plan can be loaded here."""
+        return self.device is not None and self.device.compute_capability in self.targets
+
+
 def build_engine(
-    model_path: Path, output: Path, request: BuildRequest, say: Say, bar: Bar | None = None
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    precision: str | None = None,
+    io_dtype: str = "fp32",
+    keep: str | Sequence[str] = (),
+    max_error: float | None = None,
+    images: str | Path | None = None,
+    timing_cache: str | Path | None = None,
+    verify: bool = True,
+    options: BuildOptions | None = None,
+    reporter: Reporter = SILENT,
 ) -> BuiltEngine:
-    """Build a plan from an exported ONNX file; plan and manifest appear together or not at all.
+    """Build a TensorRT engine from an ONNX file; plan and manifest appear together or not at all.
+
+    Args:
+        model: ONNX file that `vimdeploy export` or `convert` wrote.
+        output: Plan to write; default: MODEL.engine.
+        precision: fp32, fp16 or bf16 where the policy says so; default: what the file holds, else the recipe's.
+        io_dtype: Type of inputs and outputs: fp32 or the model's own half (fp16, bf16).
+        keep: Keep nodes of this name in float32; a pattern as *scan*; may be repeated.
+        max_error: Relative RMS error that half precision may cost; blocks that cost more stay float32. Default: the
+            recipe's contract.
+        images: Folder of images to measure on, as the model will see; default: synthetic images.
+        timing_cache: Folder that keeps kernel timings between builds.
+        verify: Hold it to the recipe's contract.
+        options: What TensorRT is told; None takes the defaults.
+        reporter: Told what the build is at.
 
     Raises:
         MissingDependencyError: TensorRT, a GPU or the plugin library is missing; said before any work.
@@ -91,68 +124,105 @@ def build_engine(
         KeyboardInterrupt: after TensorRT has stopped.
 
     """
-    owner = trt.load(request.options.flavour)
-    check_options(request.options, owner)
-    device = _device(owner)
-    check_writable(output)
-    notes: list[str] = []
-    model = read_onnx(model_path)
-    manifest = _manifest(model_path, notes)
-    engine_build.refuse_foreign(model, str(model_path))
-    library = _load_plugin(owner, request.options, device, model, say)
-    model, precision, kept, blocks = _in_precision(model, manifest, request, str(model_path), say, bar)
-    manifest = owing(manifest, precision, request.max_error) if manifest else None
-    profiles = engine_build.make_profiles(model, request.options, _recipe_batch(manifest))
-    say("Parsing and proving the network")
-    parsed = engine_build.parse(model, owner, str(model_path), precision, kept_blocks=blocks)
-    cache_file = _cache_file(request, owner, device)
-    timings = timing.read(cache_file) if cache_file else None
-    say(f"Building for {', '.join(_targets(request.options, device))}")
+    folder, cache = (None if path is None else Path(path) for path in (images, timing_cache))
+    asked = Request(options or BuildOptions(), precision, io_dtype, several(keep), max_error, folder, cache, verify)
+    path = Path(model)
+    target = path.with_suffix(".engine") if output is None else Path(output)
+    owner = trt.load(asked.options.flavour)
+    check_options(asked.options, owner)
+    if cache is not None and owner.flavour is trt.Flavour.RTX:
+        raise UsageError("--timing-cache does not exist for --runtime rtx, which times nothing.", hint="Leave it out.")
+    host = _Host(owner, asked.options, _device(owner))
+    check_writable(target)
+    source = read_source(path)
+    engine_build.refuse_foreign(source.model, str(path))
+    host = replace(host, library=_load_plugin(host, source.model, reporter))
+    return _build(target, in_precision(source, asked, reporter), host, asked, reporter)
+
+
+def _build(output: Path, source: Source, host: _Host, request: Request, reporter: Reporter) -> BuiltEngine:
+    reporter.stage("Parsing and proving the network")
+    profiles = _module_profiles(source, request.options) or engine_build.make_profiles(
+        source.model, request.options, _recipe_batch(source.manifest)
+    )
+    parsed = engine_build.parse(
+        source.model, host.owner, str(source.path), source.precision, kept_blocks=source.kept_blocks
+    )
+    reporter.stage(f"Building for {', '.join(host.targets)}")
+    plan, notes = _timed(host, parsed, profiles, source, request, reporter)
+    if source.manifest is None:
+        notes.append(f"{source.path.name} has no manifest: preprocessing and classes will not travel with the plan")
+    report = _inspect(host, plan.content, notes) if host.runs_plan else None
+    if not host.runs_plan:
+        notes.append("not run here: TensorRT needs the GPU to load a plan, so neither inspector nor parity is recorded")
+    sidecar = _sidecar(host, parsed, plan, source, report)
+    if host.runs_plan and request.verify:
+        reporter.stage("Comparing the engine with float32 in ONNX Runtime")
+        parity = _parity(plan.content, sidecar, source.path, request)
+        if parity is None:
+            notes.append("not compared: there is no manifest, or no float32 file to compare with")
+        sidecar = sidecar.model_copy(update={"parity": parity})
+    # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
+    write_all({manifest_path(output): sidecar.to_bytes(), output: plan.content})
+    return BuiltEngine(output, manifest_path(output), sidecar, tuple(parsed.layers), report, plan.seconds, tuple(notes))
+
+
+def _timed(
+    host: _Host,
+    parsed: engine_build.Parsed,
+    profiles: tuple[Profile, ...],
+    source: Source,
+    request: Request,
+    reporter: Reporter,
+) -> tuple[engine_build.Plan, list[str]]:
+    """Build the plan with the timings that earlier builds left, and leave its own; returns it with notes."""
+    cache = None
+    if request.timing_cache is not None and host.device is not None:
+        device, version = host.device, host.owner.version
+        cache = timing.cache_file(request.timing_cache, version, device.name, device.compute_capability)
+    timings = timing.read(cache) if cache else None
     plan = engine_build.build(
         parsed,
         request.options,
         profiles,
-        str(model_path),
-        plugin=library.path if library else None,
+        str(source.path),
+        plugin=host.library.path if host.library else None,
         timing_cache=timings,
-        tracker=Tracker(bar),
+        tracker=Tracker(reporter),
     )
-    if cache_file and timings is not None and plan.timing_cache is not None:
-        notes += store_timings(cache_file, timings, plan.timing_cache)
-    runs_here = device is not None and device.compute_capability in _targets(request.options, device)
-    report = _inspect(owner, plan.content, request.options, notes) if runs_here else None
-    if not runs_here:
-        notes.append("not run here: TensorRT needs the GPU to load a plan, so neither inspector nor parity is recorded")
-    sidecar = EngineManifest(
+    if cache is None or timings is None or plan.timing_cache is None:
+        return plan, []
+    return plan, timing.store(cache, timings, plan.timing_cache)
+
+
+def _sidecar(
+    host: _Host, parsed: engine_build.Parsed, plan: engine_build.Plan, source: Source, report: dict[str, Any] | None
+) -> EngineManifest:
+    owner, options = host.owner, host.options
+    return EngineManifest(
         tools={"vimdeploy": __version__},
         plan_sha256=sha256_bytes(plan.content),
         plan_bytes=len(plan.content),
         tensorrt=TensorRtInfo(
             flavour="rtx" if owner.flavour is trt.Flavour.RTX else "tensorrt",
             version=owner.version,
-            version_compatible=request.options.version_compatible,
+            version_compatible=options.version_compatible,
         ),
-        target=_target(request.options, device),
-        plugin=_plugin_info(library, request.options),
-        precision=precision,
-        tf32=request.options.tf32,
-        kept_float32=tuple(kept),
+        target=_target(host),
+        plugin=_plugin_info(host),
+        precision=source.precision,
+        tf32=options.tf32,
+        kept_float32=source.kept,
         profiles=plan.profiles,
         inputs=_tensors(parsed, is_input=True),
         outputs=_tensors(parsed, is_input=False),
-        onnx_file=model_path.name,
-        onnx_sha256=sha256_file(model_path),
+        onnx_file=source.path.name,
+        onnx_sha256=sha256_file(source.path),
         network=parsed.summary.as_dict(),
         inspector=proof.summarise_engine(report).as_dict() if report else None,
         parity=None,
-        source=manifest,
+        source=source.manifest,
     )
-    if runs_here and request.verify:
-        say("Comparing the engine with float32 in ONNX Runtime")
-        sidecar = sidecar.model_copy(update={"parity": _parity(plan.content, sidecar, read_onnx(model_path), request)})
-    # The manifest first: it names the plan by its hash, so an interruption between the two is noticed.
-    write_all({manifest_path(output): sidecar.to_bytes(), output: plan.content})
-    return BuiltEngine(output, sidecar, tuple(parsed.layers), report, plan.seconds, tuple(notes))
 
 
 def _device(owner: trt.TensorRt) -> _Device | None:
@@ -168,17 +238,13 @@ def _device(owner: trt.TensorRt) -> _Device | None:
         ) from error
 
 
-def _manifest(model_path: Path, notes: list[str]) -> Manifest | None:
-    if not sidecar_of(model_path, manifest_path(model_path)).exists():
-        notes.append(f"{model_path.name} has no manifest: preprocessing and classes will not travel with the plan")
-        return None
-    manifest = read_manifest(model_path)
-    if is_stale(manifest, model_path):
-        raise ArtifactError(
-            f"{model_path}: is not the file that its manifest describes (SHA-256 differs).",
-            hint="Export the model again, or delete the manifest to build without it.",
-        )
-    return manifest
+def _module_profiles(source: Source, options: BuildOptions) -> tuple[Profile, ...]:
+    """Return the profile that a module's manifest suggests where more than its batch is free."""
+    module = source.manifest.module if source.manifest else None
+    if module is None or options.profiles or any(options.batch):
+        return ()
+    free = any(None in shape[1:] for shape in engine_build.input_shapes(source.model).values())
+    return (module.profile,) if free and module.profile else ()
 
 
 def _recipe_batch(manifest: Manifest | None) -> tuple[int, int, int]:
@@ -186,98 +252,40 @@ def _recipe_batch(manifest: Manifest | None) -> tuple[int, int, int]:
     return batch.min, batch.opt, batch.max
 
 
-def _load_plugin(
-    owner: trt.TensorRt, options: BuildOptions, device: _Device | None, model: onnx.ModelProto, say: Say
-) -> plugins.PluginLibrary | None:
-    if not owner.takes_plugins or not any(node.domain == "vimdeploy" for node in model.graph.node):
+def _load_plugin(host: _Host, model: onnx.ModelProto, reporter: Reporter) -> plugins.PluginLibrary | None:
+    options, device = host.options, host.device
+    if not host.owner.takes_plugins:
         return None
-    number = int(device.compute_capability[3:]) if device else 0
-    capability = divmod(number, 10) if device else None
+    if not any(node.domain == contract.DOMAIN for node in model.graph.node):
+        if options.plugin is not None or options.embed_plugin:
+            name = "--embed-plugin" if options.embed_plugin else "--plugin"
+            raise UsageError(f"{name} would not be used: the model has no custom op.", hint="Leave it out.")
+        return None
+    capability = divmod(int(device.compute_capability[3:]), 10) if device else None
     driver = device.driver if device else None
-    library = plugins.load_library(owner.api, options.plugin, compute_capability=capability, driver=driver)
-    say(f"Plugin library: {library.describe()}")
+    library = plugins.load_library(host.owner.api, options.plugin, compute_capability=capability, driver=driver)
+    reporter.note(f"Plugin library: {library.describe()}")
     return library
 
 
-def _in_precision(
-    model: onnx.ModelProto, manifest: Manifest | None, request: BuildRequest, source: str, say: Say, bar: Bar | None
-) -> tuple[onnx.ModelProto, str, list[str], bool]:
-    """Return the model in the types to build, its precision, the nodes kept in float32, and whether blocks are."""
-    held = _held_precision(model)
-    wanted = request.precision or held or (manifest.precision.engine if manifest else "fp32")
-    if held is not None:
-        if wanted != held:
-            raise UsageError(
-                f"{source}: is in {held} already, so it cannot be built as {wanted}.",
-                hint=f"Leave --{wanted} out, or build the float32 file that 'vimdeploy export' wrote.",
-            )
-        return model, held, [], bool(manifest and (manifest.conversion or {}).get("kept_blocks"))
-    if wanted == "fp32":
-        return model, "fp32", [], False
-    convert = ConvertRequest(wanted, request.keep, request.half_io, request.verify, request.max_error, request.images)
-
-    def progress(done: int, total: int) -> None:
-        if bar is not None:
-            bar.update("Measuring blocks", done / total)
-
-    converted = convert_in_memory(model, manifest, convert, source, say, progress)
-    kept = [f"{k.node}: {k.reason}" for k in converted.report.kept]
-    return converted.model, wanted, kept, bool(converted.blocks)
-
-
-def _held_precision(model: onnx.ModelProto) -> str | None:
-    """Return the half precision that a model's weights are in, or None where they are float32."""
-    types = {tensor.data_type for tensor in model.graph.initializer}
-    return next((p.name for p in PRECISIONS.values() if p.dtype.value in types), None)
-
-
-def _cache_file(request: BuildRequest, owner: trt.TensorRt, device: _Device | None) -> Path | None:
-    if request.timing_cache is None or not owner.takes_plugins or device is None:
-        return None
-    return timing.cache_file(request.timing_cache, owner.version, device.name, device.compute_capability)
-
-
-def store_timings(path: Path, read: bytes, measured: TimingCacheHandle) -> list[str]:
-    """Add a build's timings to the file that other builds may have written meanwhile.
-
-    Args:
-        path: the file.
-        read: what it held before the build.
-        measured: TensorRT's cache after the build.
-
-    Returns:
-        Notes for the user: a file that TensorRT refused is kept beside under another name.
-
-    """
-    aside = timing.set_aside(path, read) if measured.refused else None
-    timing.merge(path, measured.merged)
-    if aside is None:
-        return []
-    return [f"TensorRT refused the timing cache {path.name}: it is now {aside.name}, and a new one is there"]
-
-
-def _targets(options: BuildOptions, device: _Device | None) -> tuple[str, ...]:
-    return options.compute_capabilities or ((device.compute_capability,) if device else ())
-
-
-def _target(options: BuildOptions, device: _Device | None) -> TargetInfo:
-    built_on = device if not options.compute_capabilities else None
+def _target(host: _Host) -> TargetInfo:
+    built_on = host.device if not host.options.compute_capabilities else None
     return TargetInfo(
-        compute_capabilities=_targets(options, device),
-        hardware_compatible=options.hardware_compatible,
+        compute_capabilities=host.targets,
+        hardware_compatible=host.options.hardware_compatible,
         device=built_on.name if built_on else None,
         driver=built_on.driver if built_on else None,
     )
 
 
-def _plugin_info(library: plugins.PluginLibrary | None, options: BuildOptions) -> PluginInfo | None:
-    if library is None:
+def _plugin_info(host: _Host) -> PluginInfo | None:
+    if host.library is None:
         return None
     return PluginInfo(
-        version=library.info.version,
-        sha256=sha256_file(library.path),
-        file=library.path.name,
-        embedded=options.embed_plugin,
+        version=host.library.info.version,
+        sha256=sha256_file(host.library.path),
+        file=host.library.path.name,
+        embedded=host.options.embed_plugin,
     )
 
 
@@ -289,54 +297,44 @@ def _tensors(parsed: engine_build.Parsed, *, is_input: bool) -> tuple[TensorInfo
     )
 
 
-def _inspect(owner: trt.TensorRt, plan: bytes, options: BuildOptions, notes: list[str]) -> dict[str, Any] | None:
+def _inspect(host: _Host, plan: bytes, notes: list[str]) -> dict[str, Any] | None:
     """Read the built engine, where this GPU can load it."""
     messages = Messages()
     report = None
     with suppress(ValueError):
-        engine = owner.runtime(messages, host_code=options.version_compatible).engine(plan)
+        engine = host.owner.runtime(messages, host_code=host.options.version_compatible).engine(plan)
         report = engine.inspect() if engine else None
     if report is None:
         notes.append("the engine could not be inspected on this GPU: " + ("; ".join(messages.errors()) or "no report"))
     return report
 
 
-def _parity(
-    plan: bytes, sidecar: EngineManifest, model: onnx.ModelProto, request: BuildRequest
-) -> dict[str, Any] | None:
+def _parity(plan: bytes, sidecar: EngineManifest, model_path: Path, request: Request) -> dict[str, Any] | None:
     """Run the engine and hold it to the recipe's contract, before it is written where anybody would find it.
 
     Raises:
         VerificationError: the engine does not compute what the float32 model computes.
 
     """
-    manifest = sidecar.source
-    if manifest is None or _held_precision(model):
+    manifest, model = sidecar.source, read_onnx(model_path)
+    if manifest is None or held_precision(model):
         return None
     with tempfile.TemporaryDirectory(prefix="vimdeploy-") as folder:
         path = Path(folder) / "check.engine"
         write_all({manifest_path(path): sidecar.to_bytes(), path: plan})
         batch = next((p["images"][2][0] for p in sidecar.profiles if "images" in p), 1)
-        images = sample_images(manifest.preprocessing, request.images, min(batch, 8))
+        images = sample_inputs(manifest, model_path, request.images, min(batch, 8))
+        if request.images is None:
+            images = images[: min(batch, 8)]
         with PlanSession(path, graphs=0, plugin=request.options.plugin, allow_host_code=True) as session:
             candidate = joined(run_batched(SessionBackend(session), images))
         reference = joined(run_batched(OnnxBackend(model), images))
-    contract: ParityContract = getattr(manifest.contract, sidecar.precision)
-    metrics = compare(candidate, reference, contract, classes=manifest.model.task == "classify")
+    metrics = compare(
+        candidate, reference, manifest.contract[sidecar.precision], classes=manifest.model.task == "classify"
+    )
     if not metrics.passed:
         raise VerificationError(
             f"the engine does not compute what the float32 model computes: {'; '.join(metrics.violations)}.",
             hint="Nothing was written. 'vimdeploy verify MODEL.onnx --ladder' says on which rung and at which node.",
         )
     return metrics.to_dict()
-
-
-def show_profile(profile: Profile) -> str:
-    """Return a profile in words: ``images 1, 8, 64 x 3 x 224 x 224``."""
-    rows = []
-    for name, (least, best, most) in profile.items():
-        rest = " x ".join(map(str, most[1:]))
-        same = least[1:] == best[1:] == most[1:]
-        shapes = f"{least[0]}, {best[0]}, {most[0]} x {rest}" if same else f"{least}, {best}, {most}"
-        rows.append(f"{name} {shapes}")
-    return "; ".join(rows)

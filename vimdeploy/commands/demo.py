@@ -15,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vimdeploy import needs
 from vimdeploy.artifacts.images import load_images
 from vimdeploy.backends.base import joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.commands.predict import Prediction, predict
 from vimdeploy.errors import ArtifactError, MissingDependencyError, VerificationError
 from vimdeploy.parity.metrics import Metrics, compare
+from vimdeploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
-    from vimdeploy.commands.pipeline import Exported, Stage
+    from vimdeploy.commands.export import Exported
 
 _PACKAGED = Path(__file__).parents[1] / "_demo"
 _CHECKOUT = Path(__file__).parents[2] / "examples" / "digits"
@@ -52,8 +54,8 @@ class Demo:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
-            "onnx": str(self.exported.path),
-            "manifest": str(self.exported.manifest_path),
+            "path": str(self.exported.path),
+            "manifest_path": str(self.exported.manifest_path),
             "checkpoint": str(self.checkpoint),
             "images": str(self.images),
             "held_out": self.held_out,
@@ -79,37 +81,34 @@ def demo_folder() -> Path:
     return folder
 
 
-def run_demo(output: Path, stage: Stage) -> Demo:
+def run_demo(output: str | Path = "vimdeploy-demo", *, reporter: Reporter = SILENT) -> Demo:
     """Export the digits model into the folder ``output`` and prove it on the held-back digits.
 
     Args:
-        output: made if need be; receives the ONNX file, its manifest, and the digits as image files.
-        stage: told about the progress.
+        output: Folder for the results: the ONNX file, its manifest, and the digits as image files.
+        reporter: Told what the demo is at.
 
     Raises:
         VerificationError: the exported model departs from the PyTorch model.
         ArtifactError: ``output`` cannot be written.
 
     """
+    needs.require("demo")
     from vimdeploy.backends.torch import TorchBackend
-    from vimdeploy.commands.pipeline import ExportRequest, export
-    from vimdeploy.models.load import ModelRequest
+    from vimdeploy.commands.export import export
 
-    source = demo_folder()
-    stage("Unpacking the held-back digits")
+    source, output = demo_folder(), Path(output)
+    reporter.stage("Unpacking the held-back digits")
     folder = output / "held_out"
     paths, labels = _unpack(source / "held_out.npz", folder)
     checkpoint = source / "vim_digits.pth"
-    request = ModelRequest(recipe="vim_digits")
-    exported = export(checkpoint, output / "vim_digits.onnx", request, ExportRequest(), stage)
+    exported = export(checkpoint, output / "vim_digits.onnx", recipe="vim_digits", reporter=reporter)
 
-    progress = stage(f"Comparing on all {len(paths)} held-back digits")
+    reporter.stage(f"Comparing on all {len(paths)} held-back digits")
     images = load_images(paths, exported.model.input)
-    total = 2 * len(images)
-    torch = TorchBackend(exported.model.model, "classify")
-    expected = joined(run_batched(torch, images, _BATCH, lambda n, _: progress(n, total)))
-    onnx = OnnxBackend(exported.path)
-    found = joined(run_batched(onnx, images, _BATCH, lambda n, _: progress(len(images) + n, total)))
+    torch, onnx = TorchBackend(exported.model.model, "classify"), OnnxBackend(exported.path)
+    expected = joined(run_batched(torch, images, _BATCH, reporter=reporter.part(0, 2)))
+    found = joined(run_batched(onnx, images, _BATCH, reporter=reporter.part(1, 2)))
     metrics = compare(found, expected, exported.manifest.contract.fp32, classes=True)
     agreement = float(np.mean(found.argmax(1) == expected.argmax(1)))
     if metrics.violations or agreement < 1:

@@ -4,25 +4,66 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vimdeploy import needs
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES
 from vimdeploy.errors import ArtifactError, UsageError, VimdeployError
 
 if TYPE_CHECKING:
     import onnx
 
+    from vimdeploy.reports.profile import Profile
+
 _CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
 
 
-def inspect_file(path: Path) -> dict[str, Any]:
-    """Return sections of facts about a checkpoint, an ONNX file, a manifest or a recipe.
+@dataclass(frozen=True)
+class Inspected:
+    """What a file holds, in sections of plain values."""
+
+    path: Path
+    facts: dict[str, Any]
+    layers: list[dict[str, str]] | None = None
+    """Nodes of an ONNX file, layers of a plan; None where they were not asked for."""
+    profile: Profile | None = None
+    """Where ONNX Runtime spends its time; None where it was not asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        layers = {} if self.layers is None else {"layers": self.layers}
+        profile = {} if self.profile is None else {"profile": self.profile.to_dict()}
+        return {**self.facts, **layers, **profile}
+
+
+def inspect(file: str | Path, *, layers: bool = False, profile: bool = False) -> Inspected:
+    """Say what a file holds: architecture, shapes, operators, types, sizes, manifest.
+
+    Args:
+        file: A checkpoint, an ONNX file, a plan, a manifest or a recipe.
+        layers: Also list an ONNX file's nodes, or, on its GPU, a plan's layers.
+        profile: Also run an ONNX file in ONNX Runtime and measure where time goes, by op and by block.
 
     Raises:
-        VimdeployError: the file is missing, corrupt or of a kind that the toolkit does not know.
+        VimdeployError: the file is missing, corrupt, of a kind that the toolkit does not know, or without layers.
 
     """
+    path = Path(file)
+    facts = _facts(path)
+    return Inspected(path, facts, inspect_layers(path) if layers else None, _profile(path) if profile else None)
+
+
+def _profile(path: Path) -> Profile:
+    from vimdeploy.reports.profile import profile
+
+    if path.suffix != ".onnx":
+        raise UsageError(f"{path}: is no ONNX file; --profile runs one in ONNX Runtime.")
+    return profile(path)
+
+
+def _facts(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ArtifactError(f"{path}: there is no such file.")
     if path.suffix in _CHECKPOINTS:
@@ -55,6 +96,7 @@ def inspect_layers(path: Path) -> list[dict[str, str]]:
         return _plan_layers(path)
     if path.suffix != ".onnx":
         raise UsageError(f"{path}: has no layers to list.", hint="--layers is for .onnx files and plans.")
+    needs.require("inspect")
     import onnx
 
     from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
@@ -80,9 +122,7 @@ def _plan_layers(path: Path) -> list[dict[str, str]]:
 
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:
-    from vimdeploy.errors import require
-
-    require("torch", "export", "inspecting a checkpoint")
+    needs.require("inspect CHECKPOINT")
     from vimdeploy.models.checkpoint.reading import read_checkpoint
     from vimdeploy.models.registry import recognise
 
@@ -113,6 +153,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _inspect_onnx(path: Path) -> dict[str, Any]:
+    needs.require("inspect")
     from vimdeploy.artifacts.files import sidecar_of
     from vimdeploy.artifacts.manifest import is_stale, manifest_path, read_manifest
     from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info

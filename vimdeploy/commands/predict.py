@@ -1,96 +1,65 @@
-"""Classify image files with an exported model."""
+"""`vimdeploy predict`: rows for images from anywhere, as they come or in parquet shards that survive a kill."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from vimdeploy.commands.arguments import several
+from vimdeploy.predicting.containers import ParquetColumns
+from vimdeploy.predicting.rows import ClassScore, Prediction
+from vimdeploy.predicting.run import Request, Run
+from vimdeploy.predicting.shards import Summary
 
-from vimdeploy import load
-from vimdeploy.artifacts.images import load_images
-from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, Manifest, read_manifest
-from vimdeploy.backends.session import SessionBackend
-from vimdeploy.errors import ArtifactError, UsageError
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """One class and its softmax probability."""
-
-    index: int
-    label: str
-    """The class name, or its index where names are not known."""
-    probability: float
+__all__ = ["ClassScore", "ParquetColumns", "Prediction", "Request", "Run", "Summary", "predict", "predict_to"]
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The best classes of one image, best first."""
-
-    image: str
-    classes: tuple[ClassScore, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
-
-def predict(model: Path, images: Sequence[Path], top: int = 5) -> list[Prediction]:
-    """Return the ``top`` classes of each image file.
+def predict(
+    model: str | Path,
+    sources: str | Path | Sequence[str | Path],
+    *,
+    top: int = 5,
+    batch: int | None = None,
+    ops: str = "auto",
+) -> Iterator[Prediction]:
+    """Yield one row an image, in the order of the sources.
 
     Args:
-        model: ONNX file or plan with its manifest, exported with the task ``classify``.
-        images: image files; one batch each, so that any batch profile serves.
-        top: how many classes.
+        model: ONNX file or plan with its manifest.
+        sources: images, folders, globs, lists, tar and parquet shards; see
+            :func:`vimdeploy.predicting.sources.expand`.
+        top: how many classes a row lists.
+        batch: images that run together; None takes what the manifest names as usual.
+        ops: what computes the custom ops of an ONNX file; see :func:`vimdeploy.runtime.ort.open_session`.
 
     Raises:
-        ArtifactError: model or manifest is missing or corrupt.
-        UsageError: the model gives no logits.
-        ImageError: an image cannot be read.
+        ArtifactError: model or manifest is missing, corrupt or foreign.
+        ImageError: a source is missing or holds no image. A file that is no image is a row with its error.
 
     """
-    if not model.exists():
-        raise ArtifactError(f"{model}: there is no such file.")
-    manifest = _manifest(model)
-    if manifest.model.task != "classify" or manifest.classes.count == 0:
-        raise UsageError(
-            f"{model}: gives {manifest.outputs[0].name}, not logits.", hint="Export it with --task classify."
-        )
-    tensors = [load_images([path], manifest.preprocessing) for path in images]
-    labels = manifest.classes.labels() or tuple(map(str, range(manifest.classes.count)))
-    with load(model) as session:
-        backend = SessionBackend(session)
-        outputs = [next(iter(backend.run(tensor).values()))[0] for tensor in tensors]
-    predictions = []
-    for path, logits in zip(images, outputs, strict=True):
-        if logits.ndim != 1:
-            raise UsageError(f"{model}: gives logits of shape {logits.shape} per image, one per token.")
-        if len(logits) != manifest.classes.count:
-            raise ArtifactError(
-                f"{model}: gives {len(logits)} logits, its manifest says {manifest.classes.count} classes.",
-                hint="Export the model again.",
-            )
-        exponentials = np.exp(logits - logits.max())
-        probabilities = exponentials / exponentials.sum()
-        best = np.argsort(-probabilities, kind="stable")[:top]
-        scores = tuple(ClassScore(int(i), labels[i], float(probabilities[i])) for i in best)
-        predictions.append(Prediction(str(path), scores))
-    return predictions
+    return Run(model, [str(source) for source in several(sources)], Request(top=top, batch=batch, ops=ops)).rows()
 
 
-def _manifest(model: Path) -> Manifest:
-    """Return the manifest of an ONNX file, or of the one that a plan was built from."""
-    from vimdeploy.artifacts.engine_manifest import read_engine_manifest
+def predict_to(
+    model: str | Path,
+    sources: str | Path | Sequence[str | Path],
+    output: str | Path,
+    request: Request | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Summary:
+    """Write the rows into parquet shards in a folder, going on where an earlier run stopped.
 
-    if model.suffix not in PLAN_SUFFIXES:
-        return read_manifest(model)
-    source = read_engine_manifest(model).source
-    if source is None:
-        raise ArtifactError(
-            f"{model}: was built from a file without a manifest: its preprocessing and classes are not known.",
-            hint="Build it again from a file that `vimdeploy export` wrote, with its manifest beside it.",
-        )
-    return source
+    Args:
+        model: ONNX file or plan with its manifest.
+        sources: as for :func:`predict`.
+        output: a local folder, or an address that pyarrow or fsspec write (``s3://bucket/folder``).
+        request: how to predict.
+        progress: told how many images are done.
+
+    Raises:
+        UsageError: the folder holds another job, or the sources have changed since.
+        ArtifactError: the folder cannot be written; finished shards stay.
+
+    """
+    run = Run(model, [str(source) for source in several(sources)], request or Request())
+    return run.write(str(output), progress)

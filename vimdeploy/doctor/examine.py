@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
-import vimdeploy
-from vimdeploy.doctor import libraries
+from vimdeploy.doctor import tensorrt
 from vimdeploy.doctor.machine import Machine, ask
 from vimdeploy.doctor.report import Driver, Facts, Flavour, Gpu, Package
 from vimdeploy.native import libraries as native
 from vimdeploy.native import toolchain
+from vimdeploy.version import __version__
 
 _PACKAGES = (
     "numpy",
@@ -23,6 +23,11 @@ _PACKAGES = (
     "onnxscript",
     "onnx-ir",
     "safetensors",
+    "jinja2",
+    "prometheus-client",
+    "pyarrow",
+    "starlette",
+    "uvicorn",
     "mamba-ssm",
     "causal-conv1d",
     "cuda-bindings",
@@ -93,13 +98,13 @@ print(json.dumps(out))
 
 def collect(machine: Machine) -> Facts:
     """Look at everything; takes about a second, most of it waiting for other processes."""
-    found = libraries.find_libraries(machine)
+    found = tensorrt.find_libraries(machine)
     runtimes = [d for name in _ONNX_RUNTIMES for d in _installed(machine, name)]
     with ThreadPoolExecutor(max_workers=8) as pool:
         driver_job = pool.submit(_driver, machine)
         provider_job = pool.submit(_providers, machine) if runtimes else None
         flavour_jobs = [pool.submit(_flavour, machine, module, version) for module, version in _flavours(machine)]
-        library_jobs = [pool.submit(libraries.examine_library, machine, *item) for item in found.items()]
+        library_jobs = [pool.submit(tensorrt.examine_library, machine, *item) for item in found.items()]
         nvcc_job = pool.submit(lambda: tuple(toolchain.nvccs(machine)))
         compiler_job = pool.submit(lambda: list(toolchain.host_compilers(machine)))
         driver, gpus = driver_job.result()
@@ -109,7 +114,7 @@ def collect(machine: Machine) -> Facts:
         # The first one is the package that holds the onnxruntime module's answer; without any, one line says so.
         packages += [_described(d, broken_runtime) for d in runtimes] or [Package("onnxruntime", "")]
         return Facts(
-            vimdeploy=vimdeploy.__version__,
+            vimdeploy=__version__,
             python=platform.python_version(),
             executable=machine.python,
             system=f"{platform.system()} {platform.machine()}",

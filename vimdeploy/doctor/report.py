@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vimdeploy.native import libraries as native
+from vimdeploy.native.libraries import Library
 from vimdeploy.native.toolchain import Headers, Tool
 
 SCHEMA = 1
@@ -26,7 +26,7 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Library:
+class RuntimeLibrary:
     """One shared library of TensorRT, after following links.
 
     ``family`` is the file name without ``lib`` and ``.so``; ``version`` comes from the library itself where it can be
@@ -111,13 +111,13 @@ class Facts:
     packages: tuple[Package, ...]
     providers: tuple[str, ...]
     flavours: tuple[Flavour, ...]
-    libraries: tuple[Library, ...]
+    libraries: tuple[RuntimeLibrary, ...]
     driver: Driver
     gpus: tuple[Gpu, ...]
     nvcc: tuple[Tool, ...]
     compiler: Tool | None
     headers: tuple[Headers, ...]
-    plugins: tuple[native.Library, ...]
+    plugins: tuple[Library, ...]
 
     def package(self, name: str) -> Package:
         """Return the named package; one that is not installed has an empty version."""

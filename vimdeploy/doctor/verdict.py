@@ -3,48 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from vimdeploy.doctor.libraries import RUNTIMES
-from vimdeploy.doctor.report import Command, Facts, Finding, Library, Report
+from vimdeploy import needs
+from vimdeploy.doctor.report import Command, Facts, Finding, Report, RuntimeLibrary
+from vimdeploy.doctor.tensorrt import RUNTIMES
 from vimdeploy.native import libraries as native
 from vimdeploy.native.libraries import PLUGIN_KIND
-
-REQUIREMENTS = {
-    "torch": "torch>=2.11",
-    "onnx": "onnx>=1.18",
-    "onnxscript": "onnxscript>=0.5",
-    "onnx-ir": "onnx-ir>=0.1.12",
-    "safetensors": "safetensors>=0.5",
-    "onnxruntime": "onnxruntime>=1.19.2",
-    "cuda-bindings": "cuda-bindings>=12.6.1",
-    "tensorrt": "tensorrt>=10.3",
-    "tensorrt-rtx": "tensorrt-rtx>=1.2",
-}
-"""What the extras of pyproject.toml ask for: a test compares them."""
-
-_EXPORT = ("torch", "onnx", "onnxscript", "onnx-ir", "safetensors")
-_ENGINE = ("driver", "tensorrt", "cuda-bindings")
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "doctor": (),
-    "recipes": (),
-    "export": (*_EXPORT, "onnxruntime"),
-    "verify": ("torch", "onnx", "safetensors", "onnxruntime"),
-    "inspect": ("onnx",),
-    "predict": ("onnxruntime",),
-    "demo": (*_EXPORT, "onnxruntime"),
-    "convert": ("onnx", "onnx-ir", "onnxruntime"),
-    "build-plugin": ("nvcc", "compiler", "headers"),
-    "build-engine": (*_ENGINE, "onnx", "onnx-ir", "plugin"),
-    "build-engine --runtime rtx": ("tensorrt-rtx", "onnx", "onnx-ir"),
-    "predict ENGINE": (*_ENGINE, "plugin"),
-}
-"""What each command needs. `export` verifies by default, so it needs ONNX Runtime."""
-_PART_OF = {"predict ENGINE": "build-engine"}
-"""A use of a command that exists only together with another one."""
+from vimdeploy.needs import COMMANDS, PART_OF, REQUIREMENTS
 
 
 @dataclass(frozen=True)
@@ -64,20 +31,20 @@ def judge(facts: Facts, available: Collection[str] | None = None) -> Report:
         available: the commands that the command line has; None stands for all that this module knows.
 
     """
-    needs = _needs(facts)
-    known = {n: w for n, w in COMMANDS.items() if available is None or _PART_OF.get(n, n).split()[0] in available}
+    found = _needs(facts)
+    known = {n: w for n, w in COMMANDS.items() if available is None or PART_OF.get(n, n).split()[0] in available}
     commands = []
     for name, wanted in known.items():
-        lacks = tuple(needs[key].lack for key in wanted if needs[key].lack)
+        lacks = tuple(found[key].lack for key in wanted if found[key].lack)
         commands.append(Command(name, not lacks, lacks))
     problems = (*_library_findings(facts), *_package_findings(facts), *_cuda_findings(facts), *_build_findings(facts))
-    return Report(facts, (*problems, *_missing(facts, needs, known)), tuple(commands))
+    return Report(facts, (*problems, *_missing(facts, found, known)), tuple(commands))
 
 
-def _missing(facts: Facts, needs: dict[str, _Need], commands: dict[str, tuple[str, ...]]) -> Iterator[Finding]:
+def _missing(facts: Facts, found: dict[str, _Need], commands: dict[str, tuple[str, ...]]) -> Iterator[Finding]:
     """Yield what is missing, with one pip command for all packages that the same commands wait for."""
     packages: dict[str, list[_Need]] = {}
-    for key, need in needs.items():
+    for key, need in found.items():
         needed_by = ", ".join(name for name, wanted in commands.items() if key in wanted)
         if not needed_by:
             continue
@@ -92,27 +59,29 @@ def _missing(facts: Facts, needs: dict[str, _Need], commands: dict[str, tuple[st
 
 
 def pip_install(facts: Facts, *specifiers: str, options: str = "") -> str:
-    """Return the command that installs into the very Python that runs vimdeploy."""
-    # A short name where it means the same interpreter.
-    found = shutil.which("python")
-    same = found is not None and Path(found) == Path(facts.executable)
-    python = "python" if same else shlex.quote(facts.executable)
-    return " ".join([python, "-m pip install", *([options] if options else []), *map(shlex.quote, specifiers)])
+    """Return the command that installs into the Python that was examined."""
+    return needs.pip_install(*specifiers, python=facts.executable, options=options)
+
+
+_PLAIN_PACKAGES = (
+    *("torch", "onnx", "onnxscript", "onnx-ir", "safetensors"),
+    *("jinja2", "prometheus-client", "pyarrow", "starlette", "uvicorn"),
+)
 
 
 def _needs(facts: Facts) -> dict[str, _Need]:
-    needs = {}
-    for name in _EXPORT:
+    found = {}
+    for name in _PLAIN_PACKAGES:
         absent = not facts.package(name).version
-        needs[name] = _Need(f"{name} is not installed", packages=(REQUIREMENTS[name],)) if absent else _Need()
-    needs["onnxruntime"] = _onnxruntime_need(facts)
+        found[name] = _Need(f"{name} is not installed", packages=(REQUIREMENTS[name],)) if absent else _Need()
+    found["onnxruntime"] = _onnxruntime_need(facts)
     cuda_bindings = _Need("cuda-bindings is not installed", packages=(_for_driver(facts, "cuda-bindings"),))
-    needs["cuda-bindings"] = _Need() if facts.package("cuda-bindings").version else cuda_bindings
-    needs["driver"] = _driver_need(facts)
-    needs["tensorrt"] = _flavour_need(facts, "tensorrt", _for_driver(facts, "tensorrt"))
-    needs["tensorrt-rtx"] = _flavour_need(facts, "tensorrt_rtx", REQUIREMENTS["tensorrt-rtx"])
-    needs.update(_plugin_needs(facts))
-    return needs
+    found["cuda-bindings"] = _Need() if facts.package("cuda-bindings").version else cuda_bindings
+    found["driver"] = _driver_need(facts)
+    found["tensorrt"] = _flavour_need(facts, "tensorrt", _for_driver(facts, "tensorrt"))
+    found["tensorrt-rtx"] = _flavour_need(facts, "tensorrt_rtx", REQUIREMENTS["tensorrt-rtx"])
+    found.update(_plugin_needs(facts))
+    return found
 
 
 def _onnxruntime_need(facts: Facts) -> _Need:
@@ -207,7 +176,7 @@ def _library_findings(facts: Facts) -> Iterator[Finding]:
             yield Finding("warning", f"{library.path}: {library.problem}", remedy)
 
 
-def _several(runtimes: list[Library]) -> Iterator[Finding]:
+def _several(runtimes: list[RuntimeLibrary]) -> Iterator[Finding]:
     """Warn where processes on this machine may meet different TensorRTs."""
     known = [lib for lib in runtimes if lib.version and not lib.problem]
     versions = sorted({lib.version for lib in known}, key=lambda v: [int(n) for n in v.split(".") if n.isdigit()])
@@ -223,7 +192,7 @@ def _several(runtimes: list[Library]) -> Iterator[Finding]:
     yield Finding("warning", f"{len(versions)} TensorRT versions {kind}are visible, and {effect}: {listed}", remedy)
 
 
-def _where(library: Library) -> str:
+def _where(library: RuntimeLibrary) -> str:
     return ", ".join(library.sources)
 
 
@@ -308,8 +277,9 @@ def _mend(facts: Facts, library: native.Library) -> str:
         return pip_install(facts, "vimdeploy", options="--force-reinstall --no-deps")
     if library.source != native.CACHE:
         return f"correct {library.source}, or unset it"
-    build = next((p for p in library.path.parents if p.parent.name == "plugins"), library.path)
-    return f"rm -r {shlex.quote(str(build))} && vimdeploy build-plugin"
+    build = next((p for p in library.path.parents if p.parent.name == library.kind.folder), library.path)
+    again = "" if library.kind is native.OPS_KIND else " && vimdeploy build-plugin"  # those are built when first used
+    return f"rm -r {shlex.quote(str(build))}{again}"
 
 
 def _majors_differ(first: str, second: str) -> bool:

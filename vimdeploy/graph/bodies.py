@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import onnx
 from onnx import helper
 
 from vimdeploy import contract
 from vimdeploy.errors import ArtifactError
-from vimdeploy.graph.body_text import Body, ConvBody, ScanBody, make_function
+from vimdeploy.graph.body import Attributes, Body, make_function
+from vimdeploy.graph.conv_body import ConvBody
 from vimdeploy.graph.delta_body import DeltaBody
+from vimdeploy.graph.scan_body import ScanBody
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def custom_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -18,7 +22,7 @@ def custom_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.domain == contract.DOMAIN]
 
 
-def body_of(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Body:
+def body_of(node: onnx.NodeProto, shapes: Shapes) -> Body:
     """Return the body that a node's attributes ask for.
 
     Args:
@@ -35,14 +39,23 @@ def body_of(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Body
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if missing := [attribute.name for attribute in op.attributes if attribute.name not in values]:
         raise ArtifactError(f"Node {node.name} ({node.op_type}): attribute {', '.join(missing)} is missing.")
-    if op in (contract.SELECTIVE_SCAN_DELTA, contract.SELECTIVE_SCAN_DELTA_NO_GATE):
-        return DeltaBody(bool(values["delta_softplus"]), bool(values["reverse"]), op is contract.SELECTIVE_SCAN_DELTA)
-    directions = tuple(values["directions"])
-    if op is not contract.CAUSAL_CONV1D:
-        return ScanBody(directions, tuple(values["column_major"]), gated=op is contract.SELECTIVE_SCAN)
+    return _BODIES[op.name](node, values, shapes)
+
+
+def _conv_body(node: onnx.NodeProto, values: Attributes, shapes: Shapes) -> Body:
     if node.input[1] not in shapes:
         raise ArtifactError(f"Node {node.name} (CausalConv1d): its weight {node.input[1]} is not an initializer.")
-    return ConvBody(directions, values["activation"].decode(), shapes[node.input[1]][-1])
+    return ConvBody.of(values, shapes[node.input[1]])
+
+
+_BODIES: dict[str, Callable[[onnx.NodeProto, Attributes, Shapes], Body]] = {
+    "CausalConv1d": _conv_body,
+    "SelectiveScan": lambda _node, values, _shapes: ScanBody.of(values, gated=True),
+    "SelectiveScanNoGate": lambda _node, values, _shapes: ScanBody.of(values, gated=False),
+    "SelectiveScanDelta": lambda _node, values, _shapes: DeltaBody.of(values, gated=True),
+    "SelectiveScanDeltaNoGate": lambda _node, values, _shapes: DeltaBody.of(values, gated=False),
+}
+"""How a node's attributes become the body of its op."""
 
 
 def initializer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vimdeploy.graph.bodies import add_functions
-from vimdeploy.graph.precision import FOLLOW
+from vimdeploy.graph.policy import FOLLOW
 
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,13 @@ import onnx
 import torch
 from onnxscript.values import Opset
 
-from vimdeploy import __version__, contract
+from vimdeploy import contract
 from vimdeploy.errors import UsageError
 from vimdeploy.graph.bodies import add_functions
 from vimdeploy.graph.schema import register_schemas
 from vimdeploy.models.family import FamilyModel, fold
 from vimdeploy.models.tapped import TappedModel
-from vimdeploy.ops.arguments import Scan, ScanDelta
+from vimdeploy.version import __version__
 
 INPUT = "images"
 
@@ -71,46 +71,43 @@ def serialize(model: onnx.ModelProto) -> bytes:
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Return how torch's custom ops are spelt in ONNX, for ``torch.onnx.export(custom_translation_table=)``."""
+    """Return how torch's custom ops are spelt in ONNX, for ``torch.onnx.export(custom_translation_table=)``.
+
+    A torch op takes the inputs of its contract and then the attributes, in the contract's order. One whose last input,
+    the gate, is None is the contract's op of that name with ``NoGate`` behind it.
+    """
+    return {
+        torch.ops.vimdeploy.causal_conv1d.default: _translation(contract.CAUSAL_CONV1D),
+        torch.ops.vimdeploy.selective_scan.default: _translation(contract.SELECTIVE_SCAN),
+        torch.ops.vimdeploy.selective_scan_delta.default: _translation(contract.SELECTIVE_SCAN_DELTA),
+    }
+
+
+def _translation(whole: contract.CustomOp) -> Callable[..., Any]:
     ops = Opset(contract.DOMAIN, contract.OP_VERSION)
     plugin = dict(zip(contract.PLUGIN_ATTRIBUTES, (contract.PLUGIN_VERSION, contract.PLUGIN_NAMESPACE), strict=True))
-
-    def conv(x: Any, weight: Any, bias: Any, directions: Sequence[int], activation: str) -> Any:
-        return ops.CausalConv1d(x, weight, bias, directions=list(directions), activation=activation, **plugin)
-
-    def scan(*arguments: Any) -> Any:
-        s = Scan(*arguments)
-        attributes = {
-            "directions": list(s.directions),
-            "column_major": list(s.column_major),
-            "height": s.height,
-            "scale": s.scale,
-            **plugin,
-        }
-        tensors = s[: Scan._fields.index("z")]
-        if s.z is None:
-            return ops.SelectiveScanNoGate(*tensors, **attributes)
-        return ops.SelectiveScan(*tensors, s.z, **attributes)
-
-    def scan_delta(*arguments: Any) -> Any:
-        s = ScanDelta(*arguments)
-        attributes = {"delta_softplus": int(s.delta_softplus), "reverse": int(s.reverse), **plugin}
-        tensors = s[: ScanDelta._fields.index("z")]
-        if s.z is None:
-            return ops.SelectiveScanDeltaNoGate(*tensors, **attributes)
-        return ops.SelectiveScanDelta(*tensors, s.z, **attributes)
-
-    return {
-        torch.ops.vimdeploy.selective_scan_delta.default: scan_delta,
-        torch.ops.vimdeploy.causal_conv1d.default: conv,
-        torch.ops.vimdeploy.selective_scan.default: scan,
+    convert: dict[contract.AttributeKind, Callable[[Any], Any]] = {
+        contract.AttributeKind.INT: int,
+        contract.AttributeKind.INTS: list,
+        contract.AttributeKind.FLOAT: float,
+        contract.AttributeKind.STRING: str,
     }
+
+    def translate(*arguments: Any) -> Any:
+        inputs, values = arguments[: len(whole.inputs)], arguments[len(whole.inputs) :]
+        op = whole
+        if inputs[-1] is None:
+            op, inputs = contract.OPS[f"{whole.name}NoGate"], inputs[:-1]
+        attributes = {a.name: convert[a.kind](value) for a, value in zip(op.attributes, values, strict=True)}
+        return getattr(ops, op.name)(*inputs, **attributes, **plugin)
+
+    return translate
 
 
 def finish(model: onnx.ModelProto, outputs: int) -> onnx.ModelProto:
     """Drop the taps from the outputs, strip what only the exporter needs, and add the bodies of the custom ops."""
     del model.graph.output[outputs:]
-    _remove_unused(model.graph)
+    remove_unused(model.graph)
     _strip_metadata(model)
     add_functions(model)
     model.producer_name, model.producer_version = "vimdeploy", __version__
@@ -118,7 +115,7 @@ def finish(model: onnx.ModelProto, outputs: int) -> onnx.ModelProto:
     return model
 
 
-def _remove_unused(graph: onnx.GraphProto) -> None:
+def remove_unused(graph: onnx.GraphProto) -> None:
     """Remove nodes and initializers that no output needs."""
     needed = {output.name for output in graph.output}
     kept = []

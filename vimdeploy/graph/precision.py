@@ -1,114 +1,24 @@
-"""FP32 -> FP16 or BF16: the types of an ONNX graph, rewritten under a policy that can be read in one table.
+"""FP32 -> FP16 or BF16: the types of an ONNX graph, rewritten under the policy of :mod:`.policy`.
 
-Only what :data:`POLICY` names computes in half precision; everything else (norms, the residual stream, A, D, dt_bias,
-pooling, inputs and outputs) stays float32, and Casts sit where a value crosses. Weights and measured activations that
-do not fit the type keep their node in float32 and are reported.
+Casts sit where a value crosses. Weights and measured activations that do not fit the type keep their node in float32
+and are reported.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from vimdeploy import contract
 from vimdeploy.errors import ArtifactError, UsageError
 from vimdeploy.graph import bodies
-
-
-@dataclass(frozen=True)
-class Precision:
-    """A half-precision type. ``largest`` finite value; below ``normal`` the relative precision is lost."""
-
-    name: str
-    dtype: ir.DataType
-    largest: float
-    normal: float
-    min_opset: int
-
-
-FP16 = Precision("fp16", ir.DataType.FLOAT16, 65504.0, 2.0**-14, contract.MIN_OPSET)
-# Conv and others take BF16 only from opset 22 on.
-BF16 = Precision("bf16", ir.DataType.BFLOAT16, (2 - 2.0**-7) * 2.0**127, 2.0**-126, 22)
-PRECISIONS = {p.name: p for p in (FP16, BF16)}
+from vimdeploy.graph.policy import ALL, BETWEEN, BIASED, FOLLOW, PRECISIONS, TYPELESS, Policy, Precision, Rule
 
 _SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-ALL = -1
-Inputs = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What goes down at one op: positions of inputs (``(ALL,)`` for every one) and whether the output is half too."""
-
-    inputs: Inputs
-    output: bool
-    why: str
-
-
-def _custom(op: contract.CustomOp, why: str) -> Rule:
-    typed = tuple(i for i, tensor in enumerate(op.inputs) if tensor.dtype == "T")
-    return Rule(typed, op.output.dtype == "T", why)
-
-
-POLICY: dict[tuple[str, str], Rule] = {
-    ("", "MatMul"): Rule((ALL,), True, "tensor cores; accumulated in float32"),
-    ("", "Gemm"): Rule((ALL,), True, "tensor cores; accumulated in float32"),
-    ("", "Conv"): Rule((ALL,), True, "tensor cores; accumulated in float32"),
-    ("", "ConvTranspose"): Rule((ALL,), True, "tensor cores; accumulated in float32"),
-    (contract.DOMAIN, "CausalConv1d"): _custom(contract.CAUSAL_CONV1D, "memory-bound; accumulated in float32"),
-    (contract.DOMAIN, "SelectiveScan"): _custom(
-        contract.SELECTIVE_SCAN, "memory-bound; A, D, dt_bias, state and softplus stay float32 by contract"
-    ),
-    (contract.DOMAIN, "SelectiveScanNoGate"): _custom(
-        contract.SELECTIVE_SCAN_NO_GATE, "as SelectiveScan; its sum over directions leaves in float32"
-    ),
-    (contract.DOMAIN, "SelectiveScanDelta"): _custom(
-        contract.SELECTIVE_SCAN_DELTA, "memory-bound; A, D, delta_bias, state and softplus stay float32 by contract"
-    ),
-    (contract.DOMAIN, "SelectiveScanDeltaNoGate"): _custom(
-        contract.SELECTIVE_SCAN_DELTA_NO_GATE, "as SelectiveScanDelta; its result leaves in float32"
-    ),
-}
-"""The ops that compute in half precision. What is not here stays float32."""
-
-FOLLOW = frozenset(
-    ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Identity", "Flatten", "Gather")
-)
-"""Ops that only move values: half where every value they move is half already, so that no Cast is added for them."""
-
-BETWEEN = frozenset(("Softmax", "Mul"))
-"""What stands between the products of an attention: Softmax, and Mul by a scalar. Half where their input is half: that
-costs nothing, it is rounded on both sides of them anyway, and TensorRT fuses an attention only if it is of one type."""
-
-_TYPELESS = ("Shape", "Size")
-"""Ops that look at no value."""
-
-_BIASED = ("MatMul",)
-"""``Add`` of a constant to one of these is its bias and goes down with it, or the sum would cost two Casts."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The table above, plus what must stay float32.
-
-    ``keep`` holds patterns of node names (``*/head*``), ``held`` names of nodes with the reason that the report gives.
-    """
-
-    rules: Mapping[tuple[str, str], Rule] = field(default_factory=lambda: dict(POLICY))
-    keep: Sequence[str] = ()
-    held: Mapping[str, str] = field(default_factory=dict)
-
-    def rule(self, node: ir.Node) -> Rule | None:
-        """Return the rule that applies to a node, or None where it stays float32."""
-        name = node.name or ""
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep):
-            return None
-        return self.rules.get((node.domain, node.op_type)) or self.rules.get((name, "*"))
 
 
 @dataclass(frozen=True)
@@ -145,9 +55,9 @@ def convert(
     Args:
         model: a float32 model.
         precision: the type to go down to.
-        policy: what goes down; :data:`POLICY` by default.
+        policy: what goes down; :data:`~vimdeploy.graph.policy.POLICY` by default.
         ranges: largest absolute value of tensors by name, as measured on sample inputs
-            (:func:`vimdeploy.graph.ranges.measure`).
+            (:func:`vimdeploy.parity.ranges.measure`).
         half_io: also make the graph's float inputs and outputs half.
 
     Raises:
@@ -246,7 +156,7 @@ class _Pass:
         return self.report
 
     def _visit(self, node: ir.Node) -> None:
-        if node.op_type in _TYPELESS and not node.domain:
+        if node.op_type in TYPELESS and not node.domain:
             return
         rule = self._rule(node)
         if rule is None:
@@ -279,16 +189,13 @@ class _Pass:
             moved = inputs if node.op_type == "Concat" else inputs[:1]
             if moved and all(v in self.half for v in moved):
                 return Rule(tuple(range(len(moved))), True, "moves half values")
-        if node.op_type in BETWEEN and any(v in self.half for v in inputs):
-            scalars = [
-                v for v in inputs if v.is_initializer() and v.const_value is not None and v.const_value.size == 1
-            ]
-            if len(inputs) - len(scalars) == 1:
-                return Rule((ALL,), True, "inside an attention")
+        between = node.op_type in BETWEEN and any(v in self.half for v in inputs)
+        if between and len(inputs) - sum(map(_is_scalar, inputs)) == 1:
+            return Rule((ALL,), True, "inside an attention")
         if node.op_type == "Add" and len(inputs) == 2:
             weights = [v for v in inputs if v.is_initializer()]
             producers = [v.producer() for v in inputs if v in self.half]
-            if len(weights) == 1 and any(p and p.op_type in _BIASED for p in producers):
+            if len(weights) == 1 and any(p and p.op_type in BIASED for p in producers):
                 rule = Rule((ALL,), True, "bias")
                 return None if self._unfit(node, rule) else rule
         return None
@@ -409,18 +316,3 @@ def _raise_opset(model: ir.Model, precision: Precision) -> None:
             hint=f"Export again with --opset {precision.min_opset}.",
         )
     model.graph.opset_imports[""] = precision.min_opset
-
-
-def policy_table(policy: Policy | None = None) -> list[tuple[str, str, str, str]]:
-    """Return rows of (op, inputs that go down, output, why) for people."""
-    rows = []
-    for (domain, op), rule in (policy or Policy()).rules.items():
-        custom = contract.OPS.get(op) if domain == contract.DOMAIN else None
-        names: Iterable[str] = ["all"] if ALL in rule.inputs else [str(i) for i in rule.inputs]
-        if custom is not None:
-            names = [custom.inputs[i].name for i in rule.inputs]
-        rows.append((op, ", ".join(names), "half" if rule.output else "float32", rule.why))
-    rows.append((", ".join(sorted(FOLLOW)), "follow", "follow", "they only move values"))
-    rows.append((", ".join(sorted(BETWEEN)), "follow", "follow", "inside an attention; Mul by a scalar only"))
-    rows.append(("everything else", "none", "float32", "norms, residual stream, softplus, pooling, inputs and outputs"))
-    return rows

@@ -34,14 +34,16 @@ class Baked:
 
     size: str
     """The expression, such as ``s0`` or ``s0*s1``."""
-    value: int | float
+    value: int | float | None
+    """None where a size was only compared, which decides for one side of the comparison."""
     file: str
     line: int
     code: str
 
     def in_words(self) -> str:
         """Return where and what, for people."""
-        return f"{self.file}:{self.line}: `{self.code}` turns a size into the number {self.value}"
+        done = "compares sizes" if self.value is None else f"turns a size into the number {self.value}"
+        return f"{self.file}:{self.line}: `{self.code}` {done}"
 
 
 class _SymbolicInt(type):
@@ -134,29 +136,50 @@ def _functions(member: Any) -> list[Any]:
 
 @contextmanager
 def watch_baking() -> Iterator[list[Baked]]:
-    """Note, inside the block, every symbolic size that is turned into a number."""
-    found: dict[tuple[str, int, str], Baked] = {}
+    """Note, inside the block, every symbolic size that is turned into a number, or decides a comparison."""
+    found: dict[tuple[str, int], Baked] = {}
+
+    def note(node: Any, value: Any) -> None:
+        frame = users_frame()
+        if frame is not None:
+            name, number = frame.f_code.co_filename, frame.f_lineno
+            known = found.get((name, number))
+            if known is None or known.value is None:
+                found[name, number] = Baked(str(node.expr), value, name, number, _code(name, number))
 
     def watched(original: Callable[..., Any]) -> Callable[..., Any]:
         def guard(node: Any, file: str, line: int) -> Any:
+            # Asked before: afterwards torch takes the expression for the number.
+            symbolic = getattr(node, "constant", None) is None and getattr(node.expr, "free_symbols", None)
             value = original(node, file, line)
-            if getattr(node, "constant", None) is None and getattr(node.expr, "free_symbols", None):
-                frame = users_frame()
-                if frame is not None:
-                    name, number = frame.f_code.co_filename, frame.f_lineno
-                    key = (name, number, str(node.expr))
-                    found.setdefault(key, Baked(str(node.expr), value, name, number, _code(name, number)))
+            if symbolic:
+                note(node, value)
+            return value
+
+        return guard
+
+    def compared(original: Callable[..., Any]) -> Callable[..., Any]:
+        def guard(node: Any, *rest: Any) -> Any:
+            guards = getattr(node.shape_env, "guards", ())
+            before = len(guards)
+            value = original(node, *rest)
+            if len(guards) > before:
+                note(node, None)
             return value
 
         return guard
 
     result: list[Baked] = []
-    with (
-        mock.patch.object(SymNode, "guard_int", watched(SymNode.guard_int)),
-        mock.patch.object(SymNode, "guard_float", watched(SymNode.guard_float)),
-    ):
-        yield result
-    result += found.values()
+    try:
+        with (
+            mock.patch.object(SymNode, "guard_int", watched(SymNode.guard_int)),
+            mock.patch.object(SymNode, "guard_float", watched(SymNode.guard_float)),
+            mock.patch.object(SymNode, "guard_bool", compared(SymNode.guard_bool)),
+            mock.patch.object(SymNode, "expect_true", compared(SymNode.expect_true)),
+        ):
+            yield result
+    finally:
+        result += found.values()
 
 
 def users_frame() -> FrameType | None:

@@ -76,7 +76,8 @@ class FlatModule(nn.Module):
         leaves, self._spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
         self._positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         self._constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.output_spec: Any = None
+        self.output_names: list[str] = []
+        """Of the output tensors, after the keys and positions they were found under; known after a run."""
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the output tensors, then those of the taps."""
@@ -91,8 +92,10 @@ class FlatModule(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        flat, self.output_spec = pytree.tree_flatten(_plain(result))
-        tensors_out = [leaf for leaf in flat if isinstance(leaf, Tensor)]
+        names, leaves = name_leaves(result, "output")
+        found = [(name, leaf) for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)]
+        self.output_names = [name for name, _ in found]
+        tensors_out = [leaf for _, leaf in found]
         return (*tensors_out, *(seen[tap.path][tap.call] for tap in self._taps))
 
     def _hook(self, path: str, seen: dict[str, list[Tensor]]) -> Any:
@@ -156,8 +159,7 @@ def trace(
             )
     except Exception as error:
         raise _explained(error, baked) from error
-    _refuse_states(program)
-    kernels = sum("selective_scan_delta" in str(node.target) for node in program.graph.nodes)
+    kernels = _count_scans(program)
     try:
         with quiet_exporter(), torch.no_grad():
             exported = torch.onnx.export(
@@ -206,22 +208,39 @@ def _name_dimensions(model: onnx.ModelProto, axes: Sequence[Axes]) -> None:
             if dim.dim_param:
                 written[dim.dim_param] = axis.name
                 dim.dim_param = axis.name
-    for value in model.graph.output:
+    # Inference does not look into the bodies of custom nodes: their types must stay in the file.
+    custom = {name for node in model.graph.node if node.domain == contract.DOMAIN for name in node.output}
+    kept = [value for value in model.graph.value_info if value.name in custom]
+    for value in (*model.graph.output, *kept):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in written:
                 dim.dim_param = written[dim.dim_param]
+            elif dim.dim_param:
+                dim.ClearField("dim_param")
     del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
 
 
-def _refuse_states(program: torch.export.ExportedProgram) -> None:
-    program.graph_module.graph.eliminate_dead_code()  # callers receive states, and mostly drop them
-    for node in program.graph.nodes:
-        if LAST_STATE in str(node.target) and node.users:
+def _count_scans(program: torch.export.ExportedProgram) -> int:
+    """Return how many scans reach the outputs. Callers receive states as well, and mostly drop them."""
+    used: set[torch.fx.Node] = set()
+    # Regions of their own, such as those without autocast, are graphs below the main one.
+    graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    todo = [node for graph in graphs for node in graph.nodes if node.op == "output"]
+    while todo:
+        node = todo.pop()
+        if node not in used:
+            used.add(node)
+            todo += node.all_input_nodes
+    program.graph_module.graph.eliminate_dead_code()
+    for node in used:
+        if LAST_STATE in str(node.target):
             raise ModelError(
                 "The last state of a scan (return_last_state, final states) is used by the model, and an exported file "
                 "carries no states.",
                 hint="Call the scan without return_last_state for inference over whole sequences.",
             )
+    return sum("selective_scan_delta" in str(node.target) for node in used)
 
 
 def _explained(error: Exception, baked: Sequence[Baked]) -> ModelError:
@@ -237,7 +256,7 @@ def _explained(error: Exception, baked: Sequence[Baked]) -> ModelError:
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if "Constraints violated" in text or "ConstraintViolation" in type(error).__name__:
         reasons = [line.strip(" -") for line in text.splitlines() if line.strip().startswith("-")]
-        lines = "; ".join(b.in_words() for b in baked[:3])
+        lines = "; ".join(b.in_words() for b in sorted(baked, key=lambda b: b.value is None)[:3])
         return ModelError(
             f"A size that was asked to be dynamic is fixed by the model: {' '.join(reasons)[:400] or first}"
             + (f" ({lines})" if lines else ""),

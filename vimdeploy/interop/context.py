@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from vimdeploy.interop import table
 from vimdeploy.interop.devices import cuda_is_cpu
-from vimdeploy.interop.finder import Finder, below
+from vimdeploy.interop.finder import EVER_SERVED, Finder, Kind, below
+from vimdeploy.interop.stubs import StubType
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,16 @@ class Substitution:
     @property
     def substituted(self) -> tuple[str, ...]:
         """Modules that compute the same as the original."""
-        return tuple(name for name, kind in self.finder.served.items() if kind == "substitute")
+        return tuple(name for name, kind in self._served().items() if kind == "substitute")
 
     @property
     def stubbed(self) -> tuple[str, ...]:
         """Absent packages whose functions raise when they are called; ``triton`` as far as its kernels are launched."""
-        return tuple(name for name, kind in self.finder.served.items() if kind != "substitute")
+        return tuple(name for name, kind in self._served().items() if kind != "substitute")
+
+    def _served(self) -> dict[str, Kind]:
+        """Return what this context served, or where it served nothing, what models built before it may hold."""
+        return self.finder.served or EVER_SERVED
 
     def in_words(self) -> str:
         """Return one line for people."""
@@ -84,8 +89,8 @@ def substitute_mamba_ssm(*, stubs: Sequence[str] = ()) -> Iterator[Substitution]
 
 
 def _look_before_the_stub_does() -> None:
-    """Let torch find out, and cache, whether Triton is really there."""
-    import torch.onnx  # noqa: F401
+    """Let torch find out, and keep, whether Triton is really there."""
+    import torch._inductor.runtime.triton_compat  # noqa: F401
     from torch.utils import _triton
 
     for name in ("has_triton_package", "has_triton"):
@@ -99,7 +104,7 @@ def _forget(finder: Finder, before: dict[str, ModuleType]) -> None:
     fresh = {
         name: module
         for name, module in list(sys.modules.items())
-        if module is not None and before.get(name) is not module
+        if module is not None and before.get(name) is not module and not below(name, ("torch", "vimdeploy"))
     }
     tainted = {name for name, module in fresh.items() if finder.owns(module)}
     rest = {name: module for name, module in fresh.items() if name not in tainted}
@@ -119,17 +124,15 @@ def _holds(module: ModuleType, tainted: set[str]) -> bool:
         values: list[Any] = list(vars(module).values())
     except TypeError:
         return False
-    return any(
-        (value.__name__ if isinstance(value, ModuleType) else getattr(type(value), "_stub_name", None)
-         or _origin(value)) in tainted
-        or isinstance(getattr(value, "_stub_name", None), str)
-        or _origin(value).startswith("vimdeploy.interop.")
-        for value in values
-    )  # fmt: skip
-
-
-def _origin(value: Any) -> str:
-    """Return the module a function or class was defined in."""
-    if not isinstance(value, type) and not hasattr(value, "__code__"):
-        return ""
-    return str(getattr(value, "__module__", "") or "")
+    for value in values:
+        if isinstance(value, ModuleType):
+            origin = value.__name__
+        elif isinstance(value, StubType) or isinstance(type(value), StubType):
+            return True
+        elif isinstance(value, (type, FunctionType)):
+            origin = str(value.__module__)
+        else:
+            continue  # asking other objects for attributes may run their code
+        if origin in tainted or origin.startswith("vimdeploy.interop."):
+            return True
+    return False

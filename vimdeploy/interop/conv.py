@@ -14,6 +14,7 @@ from vimdeploy.interop import calls
 from vimdeploy.interop.refusal import refuse
 from vimdeploy.interop.scan import gradients_of
 from vimdeploy.ops.conv import causal_conv1d, causal_conv1d_differentiable
+from vimdeploy.ops.dispatch import autograd_follows
 
 
 def causal_conv1d_fn(
@@ -44,7 +45,7 @@ def causal_conv1d_fn(
         weight = weight.squeeze(1)
     kernel = weight.to(x.dtype)[None]
     offset = (x.new_zeros(weight.shape[0]) if bias is None else bias.to(x.dtype))[None]
-    followed = torch.is_grad_enabled() and any(v.requires_grad for v in (x, kernel, offset))
+    followed = autograd_follows(x, kernel, offset)
     conv = causal_conv1d_differentiable if followed and not torch.compiler.is_compiling() else causal_conv1d
     u: Tensor = conv(x.transpose(1, 2), kernel, offset, [1], "silu" if activation else "none")
     return u[0].transpose(1, 2)

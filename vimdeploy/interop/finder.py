@@ -19,6 +19,9 @@ from vimdeploy.interop.triton import make_triton
 
 Kind = Literal["substitute", "stub", "triton"]
 
+EVER_SERVED: dict[str, Kind] = {}
+"""What was served to anybody in this process: models built earlier still hold it."""
+
 _IMPORT_ERRORS = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException")
 
 
@@ -49,7 +52,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         if kind == "stub" and _is_guarded(importer):
             return None  # its author has a way without the package
-        self.served[fullname] = kind
+        self.served[fullname] = EVER_SERVED[fullname] = kind
         spec = importlib.machinery.ModuleSpec(fullname, self, is_package=True)
         spec.loader_state = kind
         return spec

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vimdeploy.interop import calls
 from vimdeploy.interop.refusal import refuse
+from vimdeploy.ops.dispatch import autograd_follows
 from vimdeploy.ops.scan_delta import scan_with_state, selective_scan_delta
 
 
@@ -93,7 +94,7 @@ def scan(
     def first(y: Tensor) -> Tensor:
         return y.transpose(1, 2).to(result)
 
-    followed = torch.is_grad_enabled() and any(v.requires_grad for v in (*arguments, *typed))
+    followed = autograd_follows(*arguments, *typed)
     if torch.compiler.is_compiling() or (followed and not want_last):
         gate = None if z is None else z.transpose(1, 2).to(dtype)
         gated = None if gate is None else first(selective_scan_delta(*arguments, gate, softplus, False))

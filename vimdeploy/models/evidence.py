@@ -6,10 +6,10 @@ the user named, and what is known about released models. Every value remembers i
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from vimdeploy.artifacts.recipe import Recipe, recipes
@@ -25,8 +25,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 Layer = tuple[str, Mapping[str, Any]]
 """A source, and the values it knows by name."""
 
-_BACKBONES = ("backbone.net.", "backbone.")
-"""Where detectors (detectron2's feature pyramid, then others) and segmentors keep their backbone."""
+OWN = "the checkpoint's training arguments"
+FILE_NAME = "the file's name"
+GUESS = "a guess that parity cannot check: "
+"""Begins notes about what neither the weights nor the user said: reference and export would share the mistake."""
 
 
 def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -138,17 +140,26 @@ def recipes_of(family: str) -> list[Recipe]:
     return [recipe for recipe in recipes().values() if recipe.family == family]
 
 
-def take_backbone(checkpoint: Checkpoint) -> tuple[Checkpoint, bool]:
-    """Return the backbone of a whole detector or segmentor, and whether it was one."""
-    for prefix in _BACKBONES:
-        taken = {key[len(prefix) :]: value for key, value in checkpoint.state.items() if key.startswith(prefix)}
-        if taken:
-            left = [key for key in checkpoint.state if not key.startswith(prefix)]
-            counts: dict[str, int] = {}
-            for key in left:
-                group = ".".join(key.split(".")[: 2 if key.startswith("backbone.") else 1])
-                counts[group] = counts.get(group, 0) + 1
-            rest = ", ".join(f"{group} ({count})" for group, count in counts.items()) or "nothing"
-            note = f"took the backbone, {len(taken)} entries under '{prefix}'; left {rest}"
-            return replace(checkpoint, state=taken, notes=(*checkpoint.notes, note)), True
-    return checkpoint, False
+def refuse_disagreement(
+    checkpoint: Checkpoint, layers: Collection[Layer], *, decided: Collection[str], free: Collection[str]
+) -> None:
+    """Raise UsageError, naming both sides, where two sources say different things that nothing else decides.
+
+    Args:
+        checkpoint: for the message.
+        layers: the sources.
+        decided: names that shapes or the user's arguments settle.
+        free: names in which the sources may differ.
+
+    """
+    said: dict[str, tuple[str, Any]] = {}
+    for source, layer in layers:
+        for name, value in layer.items():
+            if name in decided or name in free:
+                continue
+            other, held = said.setdefault(name, (source, value))
+            if held != value:
+                raise UsageError(
+                    f"{checkpoint.path}: {other} says {name} = {show_value(held)}, {source} says {show_value(value)}.",
+                    hint=f"Say which is right: --model-args '{json.dumps({name: value})}'",
+                )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,9 @@ from vimdeploy.artifacts.recipe import InputSpec, Recipe, find_recipe
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint.reading import Checkpoint, read_checkpoint
 from vimdeploy.models.config import ModelConfig
-from vimdeploy.models.evidence import summarise_keys
+from vimdeploy.models.evidence import GUESS, summarise_keys
 from vimdeploy.models.family import FamilyModel, Recognised
 from vimdeploy.models.registry import build, config_of, family_of, recognise
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -31,9 +24,12 @@ class ModelRequest:
     """What a user asks for beside the checkpoint; the defaults ask for nothing."""
 
     recipe: str | None = None
-    model_args: str | None = None
-    """JSON text, or the path of a JSON or TOML file, in the official constructor's argument names."""
+    model_args: Mapping[str, Any] | None = None
+    """What shapes cannot tell, in the official constructor's argument names."""
     weights: str = "model"
+    """``model``, ``ema``, or the name of an entry of the checkpoint."""
+    prefix: str | None = None
+    """What stands before the model's keys in the checkpoint; None finds it."""
     img_size: tuple[int, int] | None = None
     """(height, width) to resize to."""
     official_pos_resize: bool = False
@@ -79,9 +75,13 @@ def load_model(path: Path | None, request: ModelRequest | None = None) -> Loaded
     if path is None:
         return _random_model(request)
     recipe = find_recipe(request.recipe) if request.recipe else None
-    model_args = parse_model_args(request.model_args) if request.model_args else {}
+    model_args = dict(request.model_args or {})
     checkpoint, recognised = recognise(
-        read_checkpoint(path, request.weights), model_args, recipe, dense=request.task == "dense"
+        read_checkpoint(path, request.weights),
+        model_args,
+        recipe,
+        dense=request.task == "dense",
+        prefix=request.prefix,
     )
     config, state = recognised.config, checkpoint.state
     notes = [*checkpoint.notes, *recognised.notes]
@@ -94,7 +94,7 @@ def load_model(path: Path | None, request: ModelRequest | None = None) -> Loaded
         notes.append(resized.note)
     config.check_image()
     model.fill(state)
-    spec, labels = _input_spec(recognised, config, notes)
+    spec, labels = _input_spec(recognised, config, checkpoint.arguments, notes)
     return LoadedModel(model.eval(), config, checkpoint, recognised, spec, labels, tuple(notes))
 
 
@@ -125,30 +125,8 @@ def _random_model(request: ModelRequest) -> LoadedModel:
     sources = dict.fromkeys(recipe.model, f"recipe {recipe.name}")
     recognised = Recognised(trained, sources, recipe)
     notes = [f"random weights: {recipe.title} computes nothing useful, but as fast as a trained one"]
-    spec, labels = _input_spec(recognised, config, notes)
+    spec, labels = _input_spec(recognised, config, {}, notes)
     return LoadedModel(model, config, checkpoint, recognised, spec, labels, tuple(notes))
-
-
-def parse_model_args(text: str) -> dict[str, Any]:
-    """Read ``--model-args``: JSON text, or a path to a JSON or TOML file."""
-    if text.lstrip().startswith("{"):
-        source, content = "--model-args", text
-    else:
-        source = text
-        try:
-            content = Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"--model-args {text}: neither JSON text nor a readable file ({error}).",
-                hint="Write --model-args '{\"if_divide_out\": false}', or name a .json or .toml file.",
-            ) from error
-    try:
-        values = tomllib.loads(content) if source.endswith(".toml") else json.loads(content)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{source}: cannot be parsed: {error}.") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{source}: must be a table of argument names and values, not {values!r}.")
-    return values
 
 
 def check_keys(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
@@ -178,19 +156,22 @@ def check_keys(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
 
 
 def _input_spec(
-    recognised: Recognised, config: ModelConfig, notes: list[str]
+    recognised: Recognised, config: ModelConfig, arguments: Mapping[str, Any], notes: list[str]
 ) -> tuple[InputSpec, tuple[str, ...] | None]:
-    """Return the preprocessing and the class names, said by the recipe or assumed."""
+    """Return the preprocessing and the class names, said by the recipe and the training arguments or assumed."""
     recipe = recognised.recipe
+    ratio = arguments.get("eval_crop_ratio")
+    crop = {"crop_ratio": float(ratio)} if isinstance(ratio, (int, float)) and 0.05 <= ratio <= 1 else {}
     if recipe is None or recipe.input.channels != config.channels:
-        notes.append("no recipe fits: ImageNet's mean, standard deviation and crop are assumed as preprocessing")
+        notes.append(f"{GUESS}no recipe fits, so ImageNet's mean, standard deviation and crop are the preprocessing")
         c = config.channels
         mean, std = InputSpec(size=config.img_size).mean, InputSpec(size=config.img_size).std
         if c != 3:
             mean, std = (0.5,) * c, (0.5,) * c
             notes.append(f"{c} channels: mean and standard deviation 0.5 are assumed")
-        return InputSpec(size=config.img_size, channels=c, mean=mean, std=std), None
-    spec = recipe.input.model_copy(update={"size": config.img_size})
+        assumed = InputSpec(size=config.img_size, channels=c, mean=mean, std=std)
+        return assumed.model_copy(update=crop), None
+    spec = recipe.input.model_copy(update={"size": config.img_size, **crop})
     if config.is_backbone:
         return spec, None
     labels = recipe.classes.labels() if recipe.classes.count == config.num_classes else None

@@ -10,8 +10,9 @@ from vimdeploy.errors import CheckpointError, UsageError, nearest
 from vimdeploy.models.checkpoint.reading import Checkpoint
 from vimdeploy.models.config import ModelConfig
 from vimdeploy.models.deit.family import DEIT
-from vimdeploy.models.evidence import summarise_keys, take_backbone
+from vimdeploy.models.evidence import summarise_keys
 from vimdeploy.models.family import Family, FamilyModel, Given, Recognised
+from vimdeploy.models.inside import take_model
 from vimdeploy.models.vim.family import VIM
 from vimdeploy.models.vmamba.family import VMAMBA
 
@@ -40,7 +41,12 @@ def config_of(recipe: Recipe) -> ModelConfig:
 
 
 def recognise(
-    checkpoint: Checkpoint, model_args: Mapping[str, Any], recipe: Recipe | None, *, dense: bool
+    checkpoint: Checkpoint,
+    model_args: Mapping[str, Any],
+    recipe: Recipe | None,
+    *,
+    dense: bool,
+    prefix: str | None = None,
 ) -> tuple[Checkpoint, Recognised]:
     """Find out which model a checkpoint holds.
 
@@ -49,6 +55,7 @@ def recognise(
         model_args: arguments of the official constructor that the user gave.
         recipe: the recipe that the user named, if any.
         dense: take a classifier's layers as a backbone.
+        prefix: what stands before the model's keys; None finds it.
 
     Returns:
         The checkpoint with the weights of that model only, under today's keys, and its configuration.
@@ -59,7 +66,7 @@ def recognise(
         ModelError: the official code crashes on this variant.
 
     """
-    checkpoint, inside = take_backbone(checkpoint)
+    checkpoint, inside = take_model(checkpoint, [family.keys for family in FAMILIES], prefix)
     family = tell_family(checkpoint)
     if recipe is not None and recipe.family not in family.configs:
         raise UsageError(

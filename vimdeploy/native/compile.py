@@ -10,13 +10,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vimdeploy import __version__
-from vimdeploy.errors import MissingDependencyError
+from vimdeploy.errors import MissingDependencyError, UsageError
 from vimdeploy.native.locate import KERNELS, PLUGIN, PRELOAD, cache_folder, plugin_sources, source_files, source_hash
 from vimdeploy.native.toolchain import (
     Headers,
@@ -27,9 +26,8 @@ from vimdeploy.native.toolchain import (
     find_tensorrt_headers,
     parse_architectures,
 )
-
-Progress = Callable[[int, int, str], None]
-"""Called with (steps done, steps in all, what was just finished)."""
+from vimdeploy.progress import SILENT, Reporter
+from vimdeploy.version import __version__
 
 _Library = tuple[str, str, list[str]]
 """Name of a library, its export map, the sources whose objects it is linked from."""
@@ -89,6 +87,8 @@ def plan_build(
         MissingDependencyError: nvcc, a host compiler or the headers are missing.
         UsageError: an argument does not fit.
     """
+    if kernels_only and tensorrt_include is not None:
+        raise UsageError("--tensorrt-include would not be used: --kernels-only needs nothing of TensorRT.")
     sources = plugin_sources()
     check_sources(sources)
     headers = None if kernels_only else find_tensorrt_headers(tensorrt_include)
@@ -104,8 +104,8 @@ def build_plugin(
     kernels_only: bool = False,
     cache: Path | None = None,
     jobs: int | None = None,
-    progress: Progress | None = None,
     force: bool = False,
+    reporter: Reporter = SILENT,
 ) -> Path:
     """Build the three libraries, or return the ones built before from the same sources, headers and compiler.
 
@@ -117,8 +117,8 @@ def build_plugin(
         kernels_only: as :func:`plan_build`.
         cache: folder of the builds; :func:`cache_folder` by default.
         jobs: compilers at work at once; one per core by default.
-        progress: told after each step.
         force: build even if the cache has it.
+        reporter: told after each step.
 
     Returns:
         The path of ``libvimdeploy_plugin.so``, the preload flavour and the kernels beside it; with ``kernels_only``
@@ -136,7 +136,7 @@ def build_plugin(
     cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".build-", dir=cache))
     try:
-        _Build(plan, work, jobs or os.cpu_count() or 1, progress).run()
+        _Build(plan, work, jobs or os.cpu_count() or 1, reporter).run()
         _publish(work / "out", target, plan.product)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -161,11 +161,11 @@ def _publish(built: Path, target: Path, product: str) -> None:
 class _Build:
     """One run of the compiler over all sources, then of the linker over the three libraries."""
 
-    def __init__(self, plan: BuildPlan, work: Path, jobs: int, progress: Progress | None) -> None:
+    def __init__(self, plan: BuildPlan, work: Path, jobs: int, reporter: Reporter) -> None:
         self._plan = plan
         self._work = work
         self._jobs = jobs
-        self._progress = progress
+        self._reporter = reporter
         self._done = 0
         # The slow ones first, so that no core waits for the last of them.
         files = [name for name in source_files(plan.sources) if name.endswith((".cu", ".cpp"))]
@@ -177,17 +177,17 @@ class _Build:
         (self._work / "out").mkdir()
         libraries = self._libraries()
         with ThreadPoolExecutor(self._jobs) as pool:
-            tasks = {pool.submit(self._compile, name): name for name in self._files}
+            tasks = [pool.submit(self._compile, name) for name in self._files]
             try:
                 for task in as_completed(tasks):
                     task.result()
-                    self._step(tasks[task], libraries)
+                    self._step(libraries)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         for library, map_file, names in libraries:
             self._link(library, map_file, names)
-            self._step(library, libraries)
+            self._step(libraries)
 
     def _libraries(self) -> list[_Library]:
         kernels = [n for n in self._files if n.startswith("kernels/")]
@@ -247,7 +247,6 @@ class _Build:
             hint=f"Compiler: {self._plan.nvcc.path}. Headers: {self._plan.headers or 'none'}.",
         )
 
-    def _step(self, name: str, libraries: list[_Library]) -> None:
+    def _step(self, libraries: list[_Library]) -> None:
         self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, len(self._files) + len(libraries), name)
+        self._reporter.progress(self._done, len(self._files) + len(libraries))

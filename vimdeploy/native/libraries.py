@@ -32,17 +32,27 @@ class Kind:
     title: str
     """What people call it."""
     serves: str
-    """What loads it: ``TensorRT``, ``PyTorch``."""
+    """What loads it: ``TensorRT``, ``PyTorch``, ``ONNX Runtime``."""
     environment: str = ""
     """Variable with the path of one; empty where there is none."""
     describes_itself: bool = True
     """Whether it states in readable text what it was built from."""
+    folder: str = "plugins"
+    """Of the cache, where its builds lie."""
 
 
 PLUGIN_KIND = Kind(PLUGIN, "plugin library", "TensorRT", "VIMDEPLOY_PLUGIN")
 PRELOAD_KIND = Kind(PRELOAD, "plugin library to preload", "TensorRT")
 KERNELS_KIND = Kind(KERNELS, "kernels for PyTorch", "PyTorch", "VIMDEPLOY_KERNELS", describes_itself=False)
-KINDS = (PLUGIN_KIND, PRELOAD_KIND, KERNELS_KIND)
+OPS_KIND = Kind(
+    "libvimdeploy_ops.so",
+    "native ops",
+    "ONNX Runtime",
+    "VIMDEPLOY_OPS_LIBRARY",
+    describes_itself=False,
+    folder="ops",
+)
+KINDS = (PLUGIN_KIND, PRELOAD_KIND, KERNELS_KIND, OPS_KIND)
 
 
 @dataclass(frozen=True)
@@ -121,10 +131,11 @@ def libraries(kind: Kind, places: Places | None = None, explicit: Path | None = 
         if path.resolve() not in seen:
             seen.add(path.resolve())
             yield examine(kind, path, source)
-    built = [examine(kind, path, CACHE) for path in places.builds.glob(f"**/{kind.file}")]
+    builds = places.cache / kind.folder
+    built = [examine(kind, path, CACHE) for path in builds.glob(f"**/{kind.file}")]
     unfinished = "of a build that is under way or was broken off"
     for library in sorted(built, key=lambda one: (not one.is_current, -_age(one.path), one.path)):
-        hidden = any(part.startswith(".") for part in library.path.relative_to(places.builds).parts)
+        hidden = any(part.startswith(".") for part in library.path.relative_to(builds).parts)
         if library.path.resolve() not in seen:
             yield Library(kind, library.path, CACHE, unfinished, library.info) if hidden else library
 

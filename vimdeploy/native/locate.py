@@ -21,8 +21,8 @@ SOURCE_SUFFIXES = (".h", ".cuh", ".cpp", ".cu", ".map")
 
 
 def cache_folder() -> Path:
-    """Return the folder that builds go to; see :attr:`vimdeploy.native.places.Places.builds`."""
-    return Places().builds
+    """Return the folder that builds of the plugin go to, in :attr:`vimdeploy.native.places.Places.cache`."""
+    return Places().cache / "plugins"
 
 
 def plugin_sources() -> Path:

@@ -47,7 +47,7 @@ class Places:
         return Path(value) if value else None
 
     @property
-    def builds(self) -> Path:
-        """The folder that builds go to: ``$XDG_CACHE_HOME/vimdeploy/plugins``, by default in ``~/.cache``."""
+    def cache(self) -> Path:
+        """The folder that builds go to: ``$XDG_CACHE_HOME/vimdeploy``, by default in ``~/.cache``."""
         home = self.env.get("HOME") or os.path.expanduser("~")
-        return (self.folder_variable("XDG_CACHE_HOME") or Path(home) / ".cache") / "vimdeploy" / "plugins"
+        return (self.folder_variable("XDG_CACHE_HOME") or Path(home) / ".cache") / "vimdeploy"

@@ -104,7 +104,7 @@ def _examine_nvcc(path: Path, source: str, places: Places) -> Tool:
 
 
 def host_compilers(places: Places | None = None) -> Iterator[Tool]:
-    """Yield the C++ compilers that nvcc may drive: ``CXX``, else g++ or c++ on PATH."""
+    """Yield the C++ compilers: ``CXX``, then g++ and c++ on PATH."""
     places = places or Places()
     named = places.env.get("CXX", "")
     for name in filter(None, (named, "g++", "c++")):

@@ -1,4 +1,4 @@
-"""Which code computes the custom ops: our CUDA kernels, torch code, or the official kernels as a cross-check."""
+"""Which code computes the custom ops: our kernels, torch code, or the official kernels as a cross-check."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+import torch
+from torch import Tensor
+
 from vimdeploy.errors import MissingDependencyError, UsageError, nearest
 
 Implementation = Literal["kernels", "torch", "mamba-ssm"]
-"""``kernels`` are those of the TensorRT plugin, on a GPU, where they are built; elsewhere it computes in torch."""
+"""``kernels``: on a GPU those of the TensorRT plugin, on a CPU the native ops; where they are not built, torch."""
 VARIABLE = "VIMDEPLOY_OPS"
 """Environment variable that selects the implementation for a whole process."""
 
@@ -48,7 +51,12 @@ def check(name: str) -> Implementation:
             if missing:
                 raise MissingDependencyError(
                     f"Computing the ops with {name} needs {' and '.join(missing)}.",
-                    hint="pip install 'vimdeploy[mamba]'",
+                    hint="pip install causal-conv1d mamba-ssm",
                 )
             return known  # type: ignore[no-any-return]
     raise UsageError(f"There is no implementation '{name}' of the ops.", hint=nearest(name, get_args(Implementation)))
+
+
+def autograd_follows(*tensors: Tensor) -> bool:
+    """Whether gradients of any of the tensors are asked for: then a model needs the differentiable form of an op."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -20,12 +20,13 @@ from torch import Tensor
 from vimdeploy.errors import ArtifactError
 from vimdeploy.native.libraries import KERNELS_KIND, PACKAGE, libraries
 from vimdeploy.native.locate import has_code
-from vimdeploy.ops.arguments import Scan
+from vimdeploy.ops.arguments import Scan, ScanDelta
+from vimdeploy.ops.cpu_kernels import CpuKernels, cpu_kernels
 
 ENVIRONMENT = KERNELS_KIND.environment
 """Environment variable with the path of a kernels library."""
 
-_ABI = 1
+_ABI = 2
 _MAX_GROUPS = 4
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -57,6 +58,38 @@ class _ScanArgs(ctypes.Structure):
         ("d", ctypes.c_void_p),
         ("dt_weight", ctypes.c_void_p),
         ("dt_bias", ctypes.c_void_p),
+        ("z", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_uint64),
+        ("stream", ctypes.c_void_p),
+    )
+
+
+class _ScanDeltaArgs(ctypes.Structure):
+    """``vimdeploy_scan_delta_args``."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint64),
+        ("batch", ctypes.c_int64),
+        ("length", ctypes.c_int64),
+        ("channels", ctypes.c_int32),
+        ("states", ctypes.c_int32),
+        ("channel_groups", ctypes.c_int32),
+        ("delta_softplus", ctypes.c_int32),
+        ("reverse", ctypes.c_int32),
+        ("gated", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("variant", ctypes.c_int32),
+        ("sm_count", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("u", ctypes.c_void_p),
+        ("delta", ctypes.c_void_p),
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("c", ctypes.c_void_p),
+        ("d", ctypes.c_void_p),
+        ("delta_bias", ctypes.c_void_p),
         ("z", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
@@ -151,15 +184,50 @@ class Kernels:
         }
         if s.z is not None:
             inputs["z"] = s.z.to(u.dtype).contiguous()
+        self._scan("vimdeploy_scan", args, {**inputs, "y": y})
+        return y
+
+    def selective_scan_delta(self, s: ScanDelta) -> Tensor | None:
+        """Compute :func:`vimdeploy.ops.scan_delta.selective_scan_delta` of checked arguments; None if not served."""
+        u = s.u
+        if u.dtype not in _DTYPES:
+            return None
+        batch, length, channels = u.shape
+        shape, dtype = s.result
+        y = u.new_empty(shape, dtype=dtype)
+        args = _ScanDeltaArgs(
+            struct_size=ctypes.sizeof(_ScanDeltaArgs),
+            batch=batch,
+            length=length,
+            channels=channels,
+            states=s.A.shape[1],
+            channel_groups=s.B.shape[2],
+            delta_softplus=s.delta_softplus,
+            reverse=s.reverse,
+            gated=s.z is not None,
+            dtype=_DTYPES[u.dtype],
+        )
+        if self._library.vimdeploy_scan_delta_variants(ctypes.byref(args), (ctypes.c_int32 * 16)(), 16) <= 0:
+            return None
+        inputs = {"u": u, "delta": s.delta.to(u.dtype), "b": s.B.to(u.dtype), "c": s.C.to(u.dtype)}
+        inputs |= {"a": s.A.float(), "d": s.D.float(), "delta_bias": s.delta_bias.float()}
+        if s.z is not None:
+            inputs["z"] = s.z.to(u.dtype)
+        dense = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        self._scan("vimdeploy_scan_delta", args, {**dense, "y": y})
+        return y
+
+    def _scan(self, name: str, args: ctypes.Structure, tensors: dict[str, Tensor]) -> None:
+        """Ask for the workspace of a scan, allocate it and launch."""
+        u = tensors["u"]
         with self._placed(u):
             size = ctypes.c_uint64()
-            self._check(self._library.vimdeploy_scan_workspace_size(ctypes.byref(args), ctypes.byref(size)))
+            self._check(getattr(self._library, f"{name}_workspace_size")(ctypes.byref(args), ctypes.byref(size)))
             workspace = u.new_empty(size.value, dtype=torch.uint8)
-            _point(args, {**inputs, "y": y, "workspace": workspace})
+            _point(args, {**tensors, "workspace": workspace})
             args.workspace_size = size.value
             args.stream = self._stream(u)
-            self._check(self._library.vimdeploy_scan(ctypes.byref(args)))
-        return y
+            self._check(getattr(self._library, name)(ctypes.byref(args)))
 
     def causal_conv1d(
         self, x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[int], activation: str
@@ -219,11 +287,11 @@ def _point(args: ctypes.Structure, tensors: dict[str, Tensor]) -> None:
         setattr(args, name, tensor.data_ptr() or None)
 
 
-_CHOSEN: dict[str, Kernels | None] = {"cpu": None}
+_CHOSEN: dict[str, Kernels | CpuKernels | None] = {}
 """The library per device type; a CPU has one only inside :func:`using`, which tests use with the emulated kernels."""
 
 
-def kernels_for(tensor: Tensor) -> Kernels | None:
+def kernels_for(tensor: Tensor) -> Kernels | CpuKernels | None:
     """Return the library that serves the device of ``tensor``, looking for it once; None computes in torch.
 
     Raises:
@@ -231,7 +299,7 @@ def kernels_for(tensor: Tensor) -> Kernels | None:
     """
     device = tensor.device.type
     if device not in _CHOSEN:
-        _CHOSEN[device] = _find(tensor.device) if device == "cuda" else None
+        _CHOSEN[device] = _find(tensor.device) if device == "cuda" else cpu_kernels() if device == "cpu" else None
     return _CHOSEN[device]
 
 

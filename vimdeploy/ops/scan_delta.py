@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vimdeploy.ops.arguments import ScanDelta
+from vimdeploy.ops.dispatch import implementation
+from vimdeploy.ops.kernels import kernels_for
 from vimdeploy.ops.recurrence import samples_at_once, scan_tokens
 
 
@@ -77,6 +79,10 @@ def selective_scan_delta(
     """
     s = ScanDelta(u, delta, A, B, C, D, delta_bias, z, delta_softplus, reverse)
     s.check()
+    if implementation() == "kernels" and (kernels := kernels_for(u)) is not None:
+        y = kernels.selective_scan_delta(s)
+        if y is not None:
+            return y
     samples = samples_at_once(A.numel())
     gates: Any = z.split(samples) if z is not None else [None] * -(-len(u) // samples)  # type: ignore[no-untyped-call]
     parts = zip(*(v.split(samples) for v in (u, delta, B, C)), gates, strict=True)  # type: ignore[no-untyped-call]

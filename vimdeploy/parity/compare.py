@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import Array, Progress, filled, run_batched
+from vimdeploy.backends.base import Array, filled, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
-from vimdeploy.errors import ArtifactError, UsageError
-from vimdeploy.parity.metrics import Metrics, compare, relative_rms
+from vimdeploy.errors import ArtifactError, UsageError, VerificationError
+from vimdeploy.parity.departure import first_departing_block
+from vimdeploy.parity.metrics import Metrics, compare
+from vimdeploy.progress import SILENT, Reporter
+from vimdeploy.runtime.ort import native_ops
 
 if TYPE_CHECKING:
     import onnx
@@ -26,6 +29,8 @@ class BatchResult:
     batch: int
     output: str
     metrics: Metrics
+    ops: str = "body"
+    """What computed the custom ops: ``body`` or ``native``."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Report:
         """Everything that broke the contract, with its batch size."""
         several = len({r.output for r in self.results}) > 1
         return [
-            f"batch {r.batch}{f', output {r.output}' if several else ''}: {text}"
+            f"batch {r.batch}{f', output {r.output}' if several else ''}"
+            f"{', native ops' if r.ops == 'native' else ''}: {text}"
             for r in self.results
             for text in r.metrics.violations
         ]
@@ -61,7 +67,9 @@ class Report:
             "reference": self.reference,
             "candidate": self.candidate,
             "contract": self.contract.model_dump(),
-            "results": [{"batch": r.batch, "output": r.output, **r.metrics.to_dict()} for r in self.results],
+            "results": [
+                {"batch": r.batch, "output": r.output, "ops": r.ops, **r.metrics.to_dict()} for r in self.results
+            ],
             "departs": self.departs,
         }
 
@@ -73,7 +81,9 @@ def verify_onnx(
     images: Array,
     batches: Sequence[int],
     contract: ParityContract,
-    progress: Progress | None = None,
+    *,
+    ops: str = "auto",
+    reporter: Reporter = SILENT,
 ) -> Report:
     """Compare an ONNX model in ONNX Runtime with the PyTorch model.
 
@@ -84,69 +94,58 @@ def verify_onnx(
         images: (N, C, H, W) float32.
         batches: sizes at which the ONNX model runs; every size sees all images.
         contract: the bounds to keep.
-        progress: told about finished images.
+        ops: ``body`` or ``native`` computes the custom ops; ``auto`` compares both, where the native ones are here.
+        reporter: told about finished images.
 
     Raises:
         ArtifactError: the ONNX model does not run, or lacks an output.
         UsageError: a batch that the ONNX model does not take.
+        MissingDependencyError: native ops are asked for and not here.
 
     """
     from vimdeploy.backends.torch import TorchBackend
 
-    def part(index: int) -> Progress | None:
-        """Return who is told about the runs before and run ``index``, as one."""
-        total = len(images) * (len(batches) + 1)
-        return progress and (lambda done, count: progress(index * count + done, total))
-
     source = onnx_model if isinstance(onnx_model, Path) else "the exported model"
-    candidate = OnnxBackend(onnx_model)
-    fixed = candidate.fixed_batch
+    candidates = {name: OnnxBackend(onnx_model, ops=name) for name in forms(ops)}
+    fixed = next(iter(candidates.values())).fixed_batch
     if fixed and (other := next((batch for batch in batches if batch != fixed), None)):
         raise UsageError(
             f"{source}: takes batches of {fixed} only, not of {other}.",
             hint=f"Leave --batch out, or give {fixed}; an export without --batch takes any.",
         )
-    expected = run_batched(TorchBackend(model, task), images, max(batches), part(0))
+    runs = [(batch, name) for batch in batches for name in candidates]
+    parts = [reporter.part(index, len(runs) + 1) for index in range(len(runs) + 1)]
+    expected = run_batched(TorchBackend(model, task), images, max(batches), reporter=parts[0])
     results = []
-    for index, batch in enumerate(batches, 1):
-        outputs = run_batched(candidate, images, batch, part(index))
-        if missing := [name for name in expected if name not in outputs]:
+    for (batch, name), told in zip(runs, parts[1:], strict=True):
+        outputs = run_batched(candidates[name], images, batch, reporter=told)
+        if missing := [output for output in expected if output not in outputs]:
             raise ArtifactError(
                 f"{source}: has no output {', '.join(missing)}; it gives {', '.join(outputs)}.",
                 hint="Export the model again with `vimdeploy export`.",
             )
-        for name, reference in expected.items():
-            metrics = compare(outputs[name], reference, contract, classes=task == "classify")
-            results.append(BatchResult(batch, name, metrics))
+        for output, reference in expected.items():
+            metrics = compare(outputs[output], reference, contract, classes=task == "classify")
+            results.append(BatchResult(batch, output, metrics, name))
     departs = None
-    if not all(result.metrics.passed for result in results):
-        departs = first_departure(onnx_model, model, task, filled(images, min(batches)), contract)
+    if broken := next((result for result in results if not result.metrics.passed), None):
+        departs = first_departing_block(onnx_model, model, task, filled(images, min(batches)), contract, broken.ops)
     return Report("torch float32", "ONNX Runtime", contract, tuple(results), departs)
 
 
-def first_departure(
-    onnx_model: Path | onnx.ModelProto, model: FamilyModel, task: str, images: Array, contract: ParityContract
-) -> str:
-    """Return where two models first differ by more than rounding, in words that follow "they part"."""
-    from vimdeploy.backends.torch import TorchBackend
+def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
+    """Raise VerificationError with what broke the contract and where the models part."""
+    if not report.passed:
+        raise VerificationError(
+            f"{subject}: {report.candidate} does not compute what {report.reference} computes: "
+            f"{'; '.join(report.violations[:3])}. They part {report.departs}.",
+            hint=hint,
+        )
 
-    reference = TorchBackend(model, task, taps=True).run(images)
-    candidate = OnnxBackend(onnx_model, taps=list(reference)).run(images)
-    taps = [name for name in reference if name.startswith("block.")]
-    bound = max(contract.relative_rms or 0.0, 1e-4)
-    # Values that are equal by construction (the residual input of both layers of a pair) are one value in the file.
-    known = [tap for tap in taps if tap in candidate]
-    if not known:
-        return "at a place that is not known: the file does not name its inner values"
-    for tap in known:
-        a, b = candidate[tap], reference[tap]
-        if a.shape != b.shape or not relative_rms(a, b) <= bound:
-            _, block, what = tap.split(".")
-            if what == "residual" and block == "0":
-                return "before block 0: patch embedding, class token or position embeddings"
-            where = {"residual": "its residual input", "hidden": "the output of its mixer", "output": "its output"}[
-                what
-            ]
-            return f"in block {block}, {where}"
-    outputs = ", ".join(name for name in reference if name not in taps)
-    return f"after the last block: final norm, choice of tokens or head ({outputs})"
+
+def forms(ops: str) -> tuple[str, ...]:
+    """Return what is to be compared for ``ops``: both forms where there is a choice and the native ops are here."""
+    library = native_ops(ops)
+    if ops == "auto":
+        return ("body", "native") if library else ("body",)
+    return (ops,)

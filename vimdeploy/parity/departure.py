@@ -1,15 +1,22 @@
-"""Which node of a converted model first departs from the original, and what it did there."""
+"""Where two forms of a model part: the block of an exported model, the node of a converted one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
+from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import Array
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.parity.metrics import relative_rms
+
+if TYPE_CHECKING:
+    import onnx
+
+    from vimdeploy.models.family import FamilyModel
 
 _CHUNK = 200
 """Inner values read in one run; all of a large model at once would hold gigabytes."""
@@ -77,3 +84,39 @@ def _error(a: Array, b: Array) -> float:
     if not np.isfinite(a).all() and np.isfinite(b).all():
         return float("inf")
     return relative_rms(a, b)
+
+
+def first_departing_block(
+    onnx_model: Path | onnx.ModelProto,
+    model: FamilyModel,
+    task: str,
+    images: Array,
+    contract: ParityContract,
+    ops: str = "body",
+) -> str:
+    """Return where two models first differ by more than rounding, in words that follow "they part"."""
+    from vimdeploy.backends.torch import TorchBackend
+
+    reference = TorchBackend(model, task, taps=True).run(images)
+    candidate = OnnxBackend(onnx_model, taps=list(reference), ops=ops).run(images)
+    taps = [name for name in reference if name.startswith("block.")]
+    bound = max(contract.relative_rms or 0.0, 1e-4)
+    # Values that are equal by construction (the residual input of both layers of a pair) are one value in the file.
+    known = [tap for tap in taps if tap in candidate]
+    if not known:
+        return "at a place that is not known: the file does not name its inner values"
+    for tap in known:
+        a, b = candidate[tap], reference[tap]
+        if a.shape != b.shape or not relative_rms(a, b) <= bound:
+            return _place(tap)
+    outputs = ", ".join(name for name in reference if name not in taps)
+    return f"after the last block: final norm, choice of tokens or head ({outputs})"
+
+
+def _place(tap: str) -> str:
+    """Say which value ``block.3.hidden`` is."""
+    _, block, what = tap.split(".")
+    if what == "residual" and block == "0":
+        return "before block 0: patch embedding, class token or position embeddings"
+    value = {"residual": "its residual input", "hidden": "the output of its mixer", "output": "its output"}[what]
+    return f"in block {block}, {value}"

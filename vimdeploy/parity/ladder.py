@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vimdeploy.artifacts.recipe import Parity, ParityContract
-from vimdeploy.backends.base import Array, Backend, Progress, joined, run_batched
+from vimdeploy.artifacts.recipe import Parity
+from vimdeploy.backends.base import Array, Backend, joined, run_batched
 from vimdeploy.errors import MissingDependencyError, VerificationError
 from vimdeploy.parity.metrics import Metrics, compare
+from vimdeploy.progress import SILENT, Reporter
 
 Status = Literal["reference", "passed", "failed", "not run"]
 
@@ -83,7 +84,7 @@ class LadderReport:
 
 
 def climb(
-    rungs: Sequence[Rung], images: Array, parity: Parity, *, classes: bool, progress: Progress | None = None
+    rungs: Sequence[Rung], images: Array, parity: Parity, *, classes: bool, reporter: Reporter = SILENT
 ) -> LadderReport:
     """Run every rung on ``images`` and hold it to the contract of its precision.
 
@@ -92,7 +93,7 @@ def climb(
         images: (N, C, H, W) float32.
         parity: contracts by precision.
         classes: the output is logits.
-        progress: told about finished rungs.
+        reporter: told about finished rungs.
 
     """
     results: list[RungResult] = []
@@ -108,20 +109,28 @@ def climb(
             results.append(RungResult(rung.name, rung.precision, "failed", reason=error.message))
             continue
         finally:
-            if progress:
-                progress(index + 1, len(rungs))
+            reporter.progress(index + 1, len(rungs))
         if first is None or previous is None:
             results.append(RungResult(rung.name, rung.precision, "reference"))
             first = previous = output
             continue
-        contract: ParityContract = getattr(parity, rung.precision)
+        contract = parity[rung.precision]
         against_first = compare(output, first, contract, classes=classes)
         against_previous = compare(output, previous, contract, classes=classes)
-        reason = "; ".join(against_first.violations)
-        if reason and rung.departs:
-            reason += f"; {rung.departs(images)}"
-        status: Status = "failed" if reason else "passed"
-        told = reason or rung.note
-        results.append(RungResult(rung.name, rung.precision, status, against_first, against_previous, told))
+        results.append(_judge(rung, against_first, against_previous, images))
         previous = output
     return LadderReport(tuple(results), len(images))
+
+
+def _judge(rung: Rung, against_first: Metrics, against_previous: Metrics, images: Array) -> RungResult:
+    broken = "; ".join(against_first.violations)
+    if broken and rung.departs:
+        broken += f"; {rung.departs(images)}"
+    return RungResult(
+        rung.name,
+        rung.precision,
+        "failed" if broken else "passed",
+        against_first,
+        against_previous,
+        reason=broken or rung.note,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,11 @@ class Metrics:
         return {**values, "passed": self.passed}
 
 
+def as_rows(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return an output of any type and rank as (samples, ...) of floats, as :func:`compare` wants it."""
+    return np.asarray(array.reshape(1, -1) if array.ndim < 2 else array).astype(np.float32)
+
+
 def relative_rms(candidate: Array, reference: Array) -> float:
     """Return rms(candidate - reference) / rms(reference); infinite where the reference is zero and the other is not."""
     difference = float(np.sqrt(np.mean(np.square(candidate.astype(np.float64) - reference))))
@@ -71,8 +76,17 @@ def compare(candidate: Array, reference: Array, contract: ParityContract, *, cla
 
 def _compare(candidate: Array, reference: Array, contract: ParityContract, *, classes: bool) -> Metrics:
     if candidate.shape != reference.shape:
-        wrong = f"output has shape {candidate.shape}, the reference {reference.shape}"
-        return Metrics(len(reference), float("nan"), float("nan"), float("nan"), 0, None, None, 0, (wrong,))
+        return Metrics(
+            samples=len(reference),
+            max_abs=float("nan"),
+            relative_rms=float("nan"),
+            cosine=float("nan"),
+            outside=0,
+            top1=None,
+            top5=None,
+            decided=0,
+            violations=(f"output has shape {candidate.shape}, the reference {reference.shape}",),
+        )
     a, b = candidate.astype(np.float64), reference.astype(np.float64)
     difference = np.abs(a - b)
     allowed = None if contract.atol is None else contract.atol + (contract.rtol or 0.0) * np.abs(b)
@@ -92,7 +106,7 @@ def _compare(candidate: Array, reference: Array, contract: ParityContract, *, cl
         decided=decided,
         violations=(),
     )
-    return Metrics(**{**asdict(metrics), "violations": tuple(_violations(metrics, a, contract))})
+    return replace(metrics, violations=tuple(_violations(metrics, a, contract)))
 
 
 def _cosine(a: Array, b: Array) -> float:

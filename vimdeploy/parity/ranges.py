@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-from vimdeploy.backends.base import each_batch
+from vimdeploy.artifacts.golden import Samples
+from vimdeploy.backends.base import Inputs, each_batch
 from vimdeploy.backends.onnxruntime import OnnxBackend
-from vimdeploy.graph.precision import POLICY
+from vimdeploy.graph.policy import POLICY
 
 _BATCH = 4
 """Images at a time: every inner value of each of them is in memory."""
@@ -26,20 +26,21 @@ def watched(model: onnx.ModelProto) -> list[str]:
     return list(names)
 
 
-def measure(model: onnx.ModelProto, images: npt.NDArray[np.float32]) -> Mapping[str, float]:
+def measure(model: onnx.ModelProto, images: Inputs) -> Mapping[str, float]:
     """Return the largest absolute value of every watched tensor over ``images``, in ONNX Runtime.
 
     NaN and infinity count as infinite: no type holds them.
 
     Args:
         model: float32.
-        images: (N, C, H, W).
+        images: (N, C, H, W), or the named inputs of a module.
 
     """
     inputs = {value.name for value in model.graph.input}
     names = watched(model)
     backend = OnnxBackend(model, taps=names)
-    largest: dict[str, float] = {name: float(np.abs(images).max()) for name in names if name in inputs}
+    arrays = images.arrays if isinstance(images, Samples) else {model.graph.input[0].name: images}
+    largest = {name: float(np.abs(arrays[name]).max()) for name in names if name in inputs}
     batch = backend.fixed_batch or min(_BATCH, len(images))
     for outputs in each_batch(backend, images, batch):
         for name, value in outputs.items():

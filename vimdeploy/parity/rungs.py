@@ -15,11 +15,13 @@ from vimdeploy.backends.session import SessionBackend
 from vimdeploy.errors import ArtifactError, MissingDependencyError, VerificationError, VimdeployError
 from vimdeploy.graph.check import check_model
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import PRECISIONS, Policy, convert_model
+from vimdeploy.graph.policy import PRECISIONS, Policy
+from vimdeploy.graph.precision import convert_model
 from vimdeploy.parity.departure import first_departing_node
 from vimdeploy.parity.ladder import Rung
 from vimdeploy.parity.ranges import measure
-from vimdeploy.parity.sensitivity import Stage, Task, fit
+from vimdeploy.parity.sensitivity import Task, fit
+from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.runtime.cuda import CudaDevice
 
 if TYPE_CHECKING:
@@ -44,14 +46,14 @@ class Subject:
     engines: tuple[Path, ...] = ()
 
 
-def make_rungs(subject: Subject, images: Array, stage: Stage = lambda _: None) -> list[Rung]:
+def make_rungs(subject: Subject, images: Array, reporter: Reporter = SILENT) -> list[Rung]:
     """Return the ladder: torch float32, torch half, ONNX float32, ONNX half, engine float32, engine half."""
     task, half = subject.manifest.model.task, subject.precision
     batch = fixed_batch(subject.model)
-    converted, kept = _converted(subject, images[: batch or 4], stage)
+    converted, kept = _converted(subject, images[: batch or 4], reporter)
     emulated = emulate(converted)
     note = f"{', '.join(kept)} in float32" if kept else ""
-    bound = getattr(subject.manifest.contract, half).relative_rms or 1e-2
+    bound = subject.manifest.contract[half].relative_rms or 1e-2
 
     def torch_rung(precision: str) -> Backend:
         if subject.torch_model is None:
@@ -70,7 +72,7 @@ def make_rungs(subject: Subject, images: Array, stage: Stage = lambda _: None) -
             check_model(converted, f"the {half} model", allow_reversal=True)
         except ArtifactError as error:
             raise VerificationError(error.message) from error
-        return OnnxBackend(emulated)
+        return OnnxBackend(emulated, ops="body")
 
     def departs(samples: Array) -> str:
         found = first_departing_node(subject.model, emulated, filled(samples, batch or 2), bound)
@@ -79,21 +81,21 @@ def make_rungs(subject: Subject, images: Array, stage: Stage = lambda _: None) -
     return [
         Rung("torch float32", "fp32", lambda: torch_rung("fp32")),
         Rung(f"torch {half}", half, lambda: torch_rung(half), note=note),
-        Rung("ONNX float32", "fp32", lambda: OnnxBackend(subject.model)),
+        Rung("ONNX float32", "fp32", lambda: OnnxBackend(subject.model, ops="body")),
         Rung(f"ONNX {half}", half, half_rung, departs, note),
         *(_engine_rung(subject, precision) for precision in ("fp32", half)),
     ]
 
 
-def _converted(subject: Subject, images: Array, stage: Stage) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def _converted(subject: Subject, images: Array, reporter: Reporter) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Return the model in half precision and the blocks that stayed float32."""
     precision, manifest = PRECISIONS[subject.precision], subject.manifest
     ranges = measure(subject.model, images)
     if subject.policy is not None:
         return convert_model(subject.model, precision, subject.policy, ranges=ranges)[0], ()
-    contract = getattr(manifest.contract, precision.name)
+    contract = manifest.contract[precision.name]
     task = Task(subject.model, images, contract, manifest.model.task == "classify", ranges)
-    fitted = fit(task, precision, Policy(keep=manifest.precision.keep_fp32), stage)
+    fitted = fit(task, precision, Policy(keep=manifest.precision.keep_fp32), reporter)
     return fitted.model, fitted.kept
 
 

@@ -8,20 +8,20 @@ time in half precision, on sample images.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.base import Array, Progress, joined, run_batched
+from vimdeploy.backends.base import Array, Inputs, joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.precision import Policy, Precision, Report, convert_model
+from vimdeploy.graph.policy import Policy, Precision
+from vimdeploy.graph.precision import Report, convert_model
 from vimdeploy.parity.metrics import Metrics, compare
-
-Stage = Callable[[str], Progress | None]
+from vimdeploy.progress import SILENT, Reporter
 
 HEAD = "head"
 """What follows the last block: final norm, choice of tokens, classifier."""
@@ -65,7 +65,7 @@ class Task:
 
     Args:
         model: float32, with the names that 'vimdeploy export' gives.
-        images: (N, C, H, W) samples.
+        images: (N, C, H, W) samples, or the named inputs of a module.
         contract: what the converted model owes.
         classes: the output is logits.
         ranges: largest absolute value of tensors, by :func:`vimdeploy.parity.ranges.measure`.
@@ -74,7 +74,7 @@ class Task:
     """
 
     model: onnx.ModelProto
-    images: Array
+    images: Inputs
     contract: ParityContract
     classes: bool
     ranges: Mapping[str, float]
@@ -94,7 +94,7 @@ def blocks(model: onnx.ModelProto) -> list[Block]:
     return [*found, Block(HEAD, frozenset(nodes))]
 
 
-def fit(task: Task, precision: Precision, policy: Policy, stage: Stage) -> Fitted:
+def fit(task: Task, precision: Precision, policy: Policy, reporter: Reporter = SILENT) -> Fitted:
     """Convert under ``policy``; where that breaks the contract, keep the costliest blocks in float32 until it holds.
 
     At most half of the blocks are kept: beyond that the result would be float32 by another name. The metrics of the
@@ -104,7 +104,7 @@ def fit(task: Task, precision: Precision, policy: Policy, stage: Stage) -> Fitte
         task: what is converted and what it is held to.
         precision: to go down to.
         policy: what goes down; what it keeps stays kept.
-        stage: told where measuring begins, and returns whom to tell how far it is.
+        reporter: told where measuring begins, and how far it is.
 
     """
     trials = _Trials(task)
@@ -115,7 +115,8 @@ def fit(task: Task, precision: Precision, policy: Policy, stage: Stage) -> Fitte
         return fitted
     name = precision.name.upper()
     told = f"{name} everywhere costs relative RMS {fitted.metrics.relative_rms:.1e}: measuring it block by block"
-    costs = _costs(trials, precision, policy, parts, stage(told))
+    reporter.stage(told)
+    costs = _costs(trials, precision, policy, parts, reporter)
     ranked = sorted(costs, key=lambda cost: -cost.error)
     bound, most = task.contract.relative_rms, len(parts) // 2
     start = 1 if bound is None else _fewest(ranked, bound, fitted.metrics.relative_rms)
@@ -136,7 +137,7 @@ def fit(task: Task, precision: Precision, policy: Policy, stage: Stage) -> Fitte
 
 
 def _costs(
-    trials: _Trials, precision: Precision, policy: Policy, parts: Sequence[Block], progress: Progress | None
+    trials: _Trials, precision: Precision, policy: Policy, parts: Sequence[Block], reporter: Reporter
 ) -> list[Cost]:
     everything = {node: "not measured" for part in parts for node in part.nodes}
     costs = []
@@ -145,8 +146,7 @@ def _costs(
         model, _ = trials.convert(precision, replace(policy, held={**policy.held, **others}))
         error = trials.metrics(model, _COSTED_IMAGES).relative_rms
         costs.append(Cost(part, error if np.isfinite(error) else float("inf")))
-        if progress:
-            progress(index + 1, len(parts))
+        reporter.progress(index + 1, len(parts))
     return costs
 
 
@@ -179,5 +179,5 @@ class _Trials:
         return compare(output, self._reference[:images], self._task.contract, classes=self._task.classes)
 
 
-def _run(model: onnx.ModelProto, images: Array) -> Array:
+def _run(model: onnx.ModelProto, images: Inputs) -> Array:
     return joined(run_batched(OnnxBackend(model), images))

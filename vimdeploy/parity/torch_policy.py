@@ -21,7 +21,7 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 def lowered(model: FamilyModel, precision: str, *, keep: Collection[str] = ()) -> FamilyModel:
     """Return a folded copy that computes matrix products, convolutions and custom ops in half precision.
 
-    Norms, the residual stream, pooling, A, D and dt_bias stay float32, as in :data:`vimdeploy.graph.precision.POLICY`.
+    Norms, the residual stream, pooling, A, D and dt_bias stay float32, as in :data:`vimdeploy.graph.policy.POLICY`.
     Scans whose norm follows at once (VMamba's) stay float32 here as well.
 
     Args:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import IO, Any, Literal
 
 from vimdeploy.errors import ArtifactError, ImageError, MissingDependencyError, UsageError
+from vimdeploy.needs import REQUIREMENTS, pip_install
 from vimdeploy.predicting.items import IMAGE_SUFFIXES, Item
 from vimdeploy.predicting.storage import Storage, explained, without_options
 
@@ -108,7 +109,7 @@ def parquet_items(storage: Storage, path: str, columns: ParquetColumns) -> Itera
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingDependencyError(
-            f"{path}: reading parquet needs pyarrow, which is not installed.", hint="pip install 'vimdeploy[parquet]'"
+            f"{path}: reading parquet needs pyarrow, which is not installed.", hint=pip_install(REQUIREMENTS["pyarrow"])
         ) from error
     name = without_options(path)
     try:

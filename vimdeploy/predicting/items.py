@@ -8,7 +8,9 @@ from hashlib import blake2b
 
 import numpy as np
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from vimdeploy.artifacts.images import SUFFIXES
+
+IMAGE_SUFFIXES = tuple(sorted(SUFFIXES))
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 LIST_SUFFIXES = (".txt", ".lst", ".list")

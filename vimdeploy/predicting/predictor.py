@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from typing_extensions import Self
 
-from vimdeploy import load
 from vimdeploy.artifacts.engine_manifest import read_engine_manifest
+from vimdeploy.artifacts.files import sha256_file
 from vimdeploy.artifacts.images import load_image
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, Manifest, read_manifest
 from vimdeploy.backends.session import SessionBackend
 from vimdeploy.errors import ArtifactError, ImageError, UsageError, VimdeployError
 from vimdeploy.predicting.items import Item
 from vimdeploy.predicting.rows import Array, Prediction, best_classes, rank_of
+from vimdeploy.runtime.session import load
 
 Decoded = Array | ImageError
 Truth = Callable[[Item], int | None]
@@ -33,6 +34,7 @@ class Predictor:
         model: ONNX file or plan with its manifest.
         top: how many classes a row lists.
         batch: images that run together; None takes the batch that the manifest names as usual.
+        ops: what computes the custom ops of an ONNX file; see :func:`vimdeploy.runtime.ort.open_session`.
         options: of :func:`vimdeploy.load`.
 
     Raises:
@@ -40,13 +42,17 @@ class Predictor:
 
     """
 
-    def __init__(self, model: str | Path, *, top: int = 5, batch: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, model: str | Path, *, top: int = 5, batch: int | None = None, ops: str = "auto", **options: Any
+    ) -> None:
         self.path = Path(model)
         if not self.path.exists():
             raise ArtifactError(f"{model}: there is no such file.")
         self.manifest = source_manifest(self.path)
         self.labels = self.manifest.classes.labels() or tuple(map(str, range(self.manifest.classes.count)))
         self.top = top
+        if self.path.suffix not in PLAN_SUFFIXES:
+            options["ops"] = ops
         self._session = load(self.path, **options)
         self.batch = min(batch or self.manifest.batch.opt, self._session.largest_batch)
         self._backend = SessionBackend(self._session)
@@ -56,6 +62,26 @@ class Predictor:
     def classifies(self) -> bool:
         """Whether the model gives logits."""
         return self.manifest.model.task == "classify"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return tuple(self._session.inputs[0].shape[1:])
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each output for one image, by name."""
+        return {t.name: tuple(t.shape[1:]) for t in self._session.outputs}
+
+    @property
+    def largest_batch(self) -> int:
+        """Images that the model takes in one piece."""
+        return self._session.largest_batch
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file: what rows depend on."""
+        return sha256_file(self.path)
 
     def close(self) -> None:
         """Give the session back."""
@@ -69,7 +95,7 @@ class Predictor:
 
     def decode(self, name: str, content: bytes) -> Array:
         """Return an image file as the model wants it, (C, H, W) float32; ImageError where it is no image."""
-        return load_image(BytesIO(content), self.manifest.preprocessing, name=name)
+        return load_image(BytesIO(content), self.manifest.image_input(), name=name)
 
     def run(self, images: Array) -> dict[str, Array]:
         """Return the outputs of images (N, C, H, W) by name, each (N, ...) float32."""

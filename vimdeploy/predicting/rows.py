@@ -53,10 +53,24 @@ class Prediction:
         return row
 
 
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity: they become null."""
+    return value if np.isfinite(value) else None
+
+
+def _plain(values: Array) -> Any:
+    if np.isfinite(values).all():
+        return values.tolist()
+    plain = values.astype(object)
+    plain[~np.isfinite(values)] = None
+    return plain.tolist()
+
+
 def best_classes(logits: Array, labels: tuple[str, ...], top: int) -> tuple[ClassScore, ...]:
     """Return the ``top`` classes of logits (classes,), best first; equal ones in the order of their index."""
-    exponentials = np.exp(logits - logits.max())
-    probabilities = exponentials / exponentials.sum()
+    with np.errstate(invalid="ignore"):  # NaN and infinite logits show as NaN probabilities
+        exponentials = np.exp(logits - logits.max())
+        probabilities = exponentials / exponentials.sum()
     best = np.argsort(-probabilities, kind="stable")[:top]
     return tuple(ClassScore(int(i), labels[i], float(probabilities[i])) for i in best)
 

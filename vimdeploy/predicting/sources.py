@@ -61,6 +61,25 @@ def check(sources: Sequence[str]) -> None:
             raise ImageError(f"{source}: there is no such file or folder.")
 
 
+def count(sources: Sequence[str]) -> int | None:
+    """Return how many images the sources name, None where that would need reading shards or standard input."""
+    total = 0
+    for source in sources:
+        if source == STDIN or source.lower().endswith(LIST_SUFFIXES) or _is_shard(source):
+            return None
+        storage = storage_of(source)
+        if storage.kind(source) == "file":
+            total += 1
+            continue
+        pattern = without_options(source) if storage.kind(source) == "missing" else "*"
+        for path in storage.files(_fixed_part(source) if pattern != "*" else source):
+            if fnmatch.fnmatchcase(without_options(path), pattern):
+                if _is_shard(path):
+                    return None
+                total += _is_image(path)
+    return total
+
+
 def _listed(lines: Iterable[str], folder: str, columns: ParquetColumns) -> Iterator[Item]:
     for line in lines:
         if name := line.strip("\r\n"):
@@ -78,8 +97,8 @@ def _expand_one(source: str, columns: ParquetColumns, *, listed: bool = False) -
         yield from _file(storage, source, columns)
     elif kind == "folder":
         yield from _walked(storage, source, "*", columns)
-    elif has_magic(without_options(source)):
-        yield from _walked(storage, _fixed_part(source), without_options(source), columns)
+    elif has_magic(without_options(source)) and storage.kind(folder := _fixed_part(source)) == "folder":
+        yield from _walked(storage, folder, without_options(source), columns)
     else:
         raise ImageError(f"{source}: there is no such file or folder.")
 
@@ -119,6 +138,10 @@ def _file(storage: Storage, path: str, columns: ParquetColumns) -> Iterator[Item
 
 def _is_image(path: str) -> bool:
     return without_options(path).lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_shard(path: str) -> bool:
+    return without_options(path).lower().endswith(_SHARDS)
 
 
 def _image(storage: Storage, path: str) -> Item:

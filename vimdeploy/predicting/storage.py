@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from vimdeploy.artifacts.files import write_all
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError
+from vimdeploy.needs import REQUIREMENTS, pip_install
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -32,6 +34,9 @@ class Storage(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """Return the names of the files directly in a folder, sorted; none where the folder is missing."""
+
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders directly in a folder, sorted."""
 
     def read(self, path: str) -> bytes:
         """Return a whole file."""
@@ -110,6 +115,10 @@ class _Local:
                 return []
             raise
 
+    def folders(self, folder: str) -> list[str]:
+        with explained(folder, "read"), os.scandir(folder) as listing:
+            return sorted(entry.name for entry in listing if entry.is_dir())
+
     def read(self, path: str) -> bytes:
         with explained(path, "read"), open(path, "rb") as file:
             return file.read()
@@ -155,17 +164,21 @@ class _Remote:
 
     def files(self, folder: str) -> Iterator[str]:
         for info in self._listed(folder, recursive=True):
-            yield self._uri(info.path)
+            if info.is_file:
+                yield self._uri(info.path)
 
     def names(self, folder: str) -> list[str]:
-        return [info.base_name for info in self._listed(folder, recursive=False)]
+        return [info.base_name for info in self._listed(folder, recursive=False) if info.is_file]
+
+    def folders(self, folder: str) -> list[str]:
+        return [info.base_name for info in self._listed(folder, recursive=False) if not info.is_file]
 
     def _listed(self, folder: str, *, recursive: bool) -> list[Any]:
         from pyarrow.fs import FileSelector
 
         selector = FileSelector(self._inside(folder).rstrip("/"), allow_not_found=True, recursive=recursive)
         with explained(folder, "read"):
-            return sorted((i for i in self._fs.get_file_info(selector) if i.is_file), key=lambda info: str(info.path))
+            return sorted(self._fs.get_file_info(selector), key=lambda info: str(info.path))
 
     def read(self, path: str) -> bytes:
         with explained(path, "read"), self._fs.open_input_file(self._inside(path)) as file:
@@ -198,10 +211,10 @@ def _filesystem(uri: str) -> tuple[FileSystem, str]:
     except ImportError as error:
         raise MissingDependencyError(
             f"{uri}: reading and writing other file systems needs pyarrow, which is not installed.",
-            hint="pip install 'vimdeploy[parquet]'",
+            hint=pip_install(REQUIREMENTS["pyarrow"]),
         ) from error
     try:
-        found: tuple[FileSystem, str] = FileSystem.from_uri(uri)
+        found: tuple[FileSystem, str] = FileSystem.from_uri(_quoted(uri))
     except pa.ArrowInvalid as refusal:
         try:
             from fsspec.core import url_to_fs
@@ -216,6 +229,13 @@ def _filesystem(uri: str) -> tuple[FileSystem, str]:
     except OSError as error:
         raise UsageError(f"{uri}: cannot be reached: {str(error).partition(chr(10))[0][:_LONGEST_REASON]}.") from error
     return found
+
+
+def _quoted(uri: str) -> str:
+    """Escape what an address may not hold and names do: spaces, brackets, wildcards."""
+    scheme, _, rest = uri.partition("://")
+    path, mark, options = rest.partition("?")
+    return f"{scheme}://{quote(path, safe='/:@')}{mark}{options}"
 
 
 def join(folder: str, name: str) -> str:

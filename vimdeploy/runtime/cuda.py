@@ -92,8 +92,7 @@ class CudaDevice(Device):
             from cuda.bindings import runtime
         except ImportError as error:
             raise MissingDependencyError(
-                f"CUDA's Python bindings do not load: {error}",
-                hint="Install them with: pip install cuda-bindings (they come with 'vimdeploy[tensorrt]').",
+                f"CUDA's Python bindings do not load: {error}", hint="pip install cuda-bindings"
             ) from error
         self._cuda: Any = runtime
         status, count = runtime.cudaGetDeviceCount()

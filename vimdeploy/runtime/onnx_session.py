@@ -25,9 +25,11 @@ class OnnxSession(Session):
 
     Args:
         model: ONNX file, or a serialised model.
+        contexts: how many submitted calls may run at the same time.
         threads: of ONNX Runtime; None lets it choose.
         batch: largest batch that is run in one piece; larger ones are split, which bounds memory. None never splits.
         source: what messages call a model that is no file.
+        ops: what computes the custom ops: ``native``, ``body``, or ``auto`` for native where it is here.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -39,20 +41,24 @@ class OnnxSession(Session):
         self,
         model: str | Path | bytes,
         *,
+        contexts: int = 1,
         threads: int | None = None,
         batch: int | None = 64,
         source: str = "the model in memory",
+        ops: str = "auto",
     ) -> None:
+        if contexts < 1:
+            raise UsageError(f"contexts = {contexts} must be at least 1")
         self._source = source if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes):
             model = Path(model)
             if not model.is_file():
                 raise ArtifactError(f"{model}: there is no such file.")
-        self._session = open_session(model, self._source, threads=threads)
+        self._session = open_session(model, self._source, threads=threads, ops=ops)
         tensors = [_tensor(v, is_input=True) for v in self._session.get_inputs()]
         tensors += [_tensor(v, is_input=False) for v in self._session.get_outputs()]
         super().__init__(tensors, {t.name: _free(t.shape, batch or _UNBOUNDED) for t in tensors if t.is_input})
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnx-session")
+        self._pool = ThreadPoolExecutor(max_workers=contexts, thread_name_prefix="onnx-session")
         self._closed = False
 
     @override

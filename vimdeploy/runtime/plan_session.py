@@ -12,6 +12,7 @@ from vimdeploy.artifacts.tensors import Profile, Tensor
 from vimdeploy.errors import MissingDependencyError
 from vimdeploy.runtime.cuda import CudaDevice
 from vimdeploy.runtime.device_session import DeviceSession
+from vimdeploy.runtime.session import GRAPHS
 from vimdeploy.runtime.slot import Contexts
 from vimdeploy.tensorrt import api as trt
 from vimdeploy.tensorrt import plugin as plugins
@@ -42,7 +43,7 @@ class PlanSession(DeviceSession):
         path: str | Path,
         *,
         contexts: int = 1,
-        graphs: int = 8,
+        graphs: int = GRAPHS,
         plugin: str | Path | None = None,
         device: int | None = None,
         allow_modified: bool = False,

@@ -21,6 +21,9 @@ from vimdeploy.runtime.arrays import View, validate, view
 
 Arrays = Mapping[str, Any]
 
+GRAPHS = 8
+"""CUDA graphs that a context keeps unless told otherwise."""
+
 
 class Session:
     """An open model: named inputs and outputs, validation, and running synchronously on top of ``submit``.
@@ -125,22 +128,41 @@ class Session:
         self.close()
 
 
-def load(path: str | Path, *, allow_modified: bool = False, allow_host_code: bool = False, **options: Any) -> Session:
+def load(
+    path: str | Path,
+    *,
+    contexts: int = 1,
+    graphs: int = GRAPHS,
+    plugin: str | Path | None = None,
+    threads: int | None = None,
+    ops: str = "auto",
+    device: int | None = None,
+    allow_modified: bool = False,
+    allow_host_code: bool = False,
+) -> Session:
     """Open a plan or an ONNX file for running: by its content.
 
     Args:
         path: plan or ONNX file, its manifest beside it.
+        contexts: how many calls may run at the same time; each context of a plan has memory of its own.
+        graphs: how many CUDA graphs each context of a plan keeps; 0 turns them off. An ONNX file has none.
+        plugin: plugin library of a plan, where it is not found by itself.
+        threads: of ONNX Runtime; None lets it choose.
+        ops: what computes the custom ops of an ONNX file: native, body, or auto (native where it is here).
+        device: index of the GPU that runs a plan; None takes the current one.
         allow_modified: take a file that its manifest does not describe.
         allow_host_code: let a version-compatible plan, or one with a plugin library in it, run the code it brings. An
             ONNX file brings none.
-        options: the other arguments of the session.
 
     Returns:
         A :class:`vimdeploy.runtime.plan_session.PlanSession` or a
         :class:`vimdeploy.runtime.onnx_session.OnnxSession`.
 
     Raises:
-        ArtifactError: the file is missing, neither, or not the one that its manifest describes.
+        ArtifactError: the file is missing, neither, or not the one that its manifest describes; or this machine cannot
+            load it, and why.
+        UsageError: an option that this kind of file does not have.
+        MissingDependencyError: what runs this kind of file is not installed, or there is no GPU.
 
     """
     path = Path(path)
@@ -152,13 +174,23 @@ def load(path: str | Path, *, allow_modified: bool = False, allow_host_code: boo
     if start[:4] in _PLAN_MAGIC or path.suffix in PLAN_SUFFIXES:
         from vimdeploy.runtime.plan_session import PlanSession
 
-        return PlanSession(path, allow_modified=allow_modified, allow_host_code=allow_host_code, **options)
+        _refuse(path, "a TensorRT plan", threads=threads is not None, ops=ops != "auto")
+        allowed = {"allow_modified": allow_modified, "allow_host_code": allow_host_code}
+        return PlanSession(path, contexts=contexts, graphs=graphs, plugin=plugin, device=device, **allowed)
     if start[:1] == b"\x08" or path.suffix == ".onnx":
         from vimdeploy.runtime.onnx_session import OnnxSession
 
+        of_plans = {"plugin": plugin is not None, "device": device is not None, "graphs": graphs not in (0, GRAPHS)}
+        _refuse(path, "an ONNX file", **of_plans)
         refuse_modified_file(path, allow_modified=allow_modified)
-        return OnnxSession(path, **options)
+        return OnnxSession(path, contexts=contexts, threads=threads, ops=ops)
     raise ArtifactError(f"{path}: is neither a TensorRT plan nor an ONNX model", hint="See 'vimdeploy inspect'.")
+
+
+def _refuse(path: Path, kind: str, **given: bool) -> None:
+    """Raise UsageError for an option that was given and that this kind of file does not have."""
+    if name := next((name for name, is_given in given.items() if is_given), None):
+        raise UsageError(f"{path}: is {kind}, which has no option '{name}'.", hint="Leave it out.")
 
 
 _PLAN_MAGIC = (b"vtrt", b"ftrt", b"ptrt")

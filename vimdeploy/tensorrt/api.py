@@ -56,10 +56,10 @@ BRANCHES: tuple[Branch, ...] = (
 
 _PACKAGES = {Flavour.TENSORRT: "tensorrt", Flavour.RTX: "tensorrt_rtx", Flavour.LEAN: "tensorrt_lean"}
 _REMEDIES = {
-    Flavour.TENSORRT: "Install it with: pip install 'vimdeploy[tensorrt]' (needs an NVIDIA driver). Without it, "
+    Flavour.TENSORRT: "Install it with: pip install tensorrt cuda-bindings (needs an NVIDIA driver). Without it, "
     "'vimdeploy build-engine --runtime rtx --compute-capability sm_89' builds ahead of time on any machine, and "
     "ONNX Runtime runs the ONNX file as it is.",
-    Flavour.RTX: "Install it with: pip install 'vimdeploy[rtx]'. ONNX Runtime runs the ONNX file as it is.",
+    Flavour.RTX: "Install it with: pip install tensorrt-rtx cuda-bindings. ONNX Runtime runs the ONNX file as it is.",
     Flavour.LEAN: "Install it with: pip install tensorrt-lean-cu13",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from vimdeploy.tensorrt.api import Network, TensorRt
 from vimdeploy.tensorrt.boundary import Built, Config, Layer, Messages, Progress, TimingCacheHandle
 from vimdeploy.tensorrt.options import BuildOptions, batch_profile, parse_profile
 from vimdeploy.tensorrt.progress import Tracker, interruptible
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

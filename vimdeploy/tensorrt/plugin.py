@@ -7,26 +7,30 @@ TensorRT is refused in words instead of crashing the process.
 from __future__ import annotations
 
 import ctypes
-import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from vimdeploy.contract import PLUGIN_NAMESPACE, PLUGIN_OPS, PLUGIN_VERSION
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
-from vimdeploy.native.compile import Progress, build_plugin
-from vimdeploy.native.libraries import PACKAGE, PLUGIN_KIND, BuildInfo, Library, examine, libraries, read_info
-from vimdeploy.native.locate import cache_folder
-from vimdeploy.native.places import Places
+from vimdeploy.native.compile import build_plugin
+from vimdeploy.native.libraries import (
+    ARGUMENT,
+    CACHE,
+    PACKAGE,
+    PLUGIN_KIND,
+    BuildInfo,
+    Library,
+    libraries,
+    read_info,
+)
 
 __all__ = [
     "BuildInfo",
     "Origin",
     "PluginLibrary",
-    "Progress",
     "build_plugin",
     "check_fits",
     "find_library",
@@ -48,6 +52,14 @@ class Origin(Enum):
     ENVIRONMENT = f"named by {ENVIRONMENT}"
     WHEEL = "shipped in the package"
     CACHE = "built on this machine"
+
+
+_ORIGINS = {
+    ARGUMENT: Origin.ARGUMENT,
+    ENVIRONMENT: Origin.ENVIRONMENT,
+    PACKAGE: Origin.WHEEL,
+    CACHE: Origin.CACHE,
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,6 @@ def find_library(
     tensorrt_version: str | None = None,
     compute_capability: tuple[int, int] | None = None,
     driver: int | None = None,
-    cache: Path | None = None,
 ) -> PluginLibrary:
     """Find the plugin library: the explicit path, else VIMDEPLOY_PLUGIN, else the package, else the build cache.
 
@@ -135,30 +146,23 @@ def find_library(
         tensorrt_version: version of the TensorRT to run; None leaves the check out.
         compute_capability: as :func:`check_fits`.
         driver: as :func:`check_fits`.
-        cache: folder of the builds.
 
     Raises:
         ArtifactError: a named file is missing or no plugin library.
         VimdeployError: it does not fit (see :func:`check_fits`).
         MissingDependencyError: there is no library at all.
     """
-    named = explicit or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
-    if named is not None:
-        origin = Origin.ARGUMENT if explicit else Origin.ENVIRONMENT
-        if not named.is_file():
-            raise ArtifactError(f"{named} ({origin.value}) does not exist", hint=_BUILD_HINT)
-        library = _describe(named, origin)
-        if tensorrt_version is not None:
-            check_fits(library, tensorrt_version, compute_capability, driver)
-        return library
-    found = list(_candidates(cache or cache_folder()))
     refusal: VimdeployError | None = None
-    for library in sorted(found, key=lambda one: (one.origin is Origin.CACHE, not one.is_current, -_age_key(one))):
+    for found in libraries(PLUGIN_KIND, explicit=explicit):
         try:
+            library = _usable(found)
             if tensorrt_version is not None:
                 check_fits(library, tensorrt_version, compute_capability, driver)
         except VimdeployError as error:
-            refusal = refusal or error
+            if found.source in (ARGUMENT, ENVIRONMENT):
+                raise
+            # Half a file that something left in the cache is no news; a library that does not fit is.
+            refusal = refusal or (None if found.problem else error)
             continue
         return library
     if refusal is not None:
@@ -166,26 +170,10 @@ def find_library(
     raise MissingDependencyError("there is no plugin library on this machine", hint=_BUILD_HINT)
 
 
-def _age_key(library: PluginLibrary) -> float:
-    return library.path.stat().st_mtime
-
-
-def _candidates(cache: Path) -> Iterable[PluginLibrary]:
-    """Yield every usable library that nobody names: half a file that something left there is no reason to stop."""
-    for found in libraries(PLUGIN_KIND, replace(Places(), env={"XDG_CACHE_HOME": str(cache.parents[1])})):
-        if not found.problem:
-            yield _as_plugin(found, Origin.WHEEL if found.source == PACKAGE else Origin.CACHE)
-
-
-def _describe(path: Path, origin: Origin) -> PluginLibrary:
-    found = examine(PLUGIN_KIND, path, origin.value)
-    if found.problem:
-        raise ArtifactError(f"{path}: {found.problem}", hint=_BUILD_HINT)
-    return _as_plugin(found, origin)
-
-
-def _as_plugin(found: Library, origin: Origin) -> PluginLibrary:
-    assert found.info is not None  # of every library without a problem of this kind
+def _usable(found: Library) -> PluginLibrary:
+    origin = _ORIGINS[found.source]
+    if found.problem or found.info is None:
+        raise ArtifactError(f"{found.path} ({origin.value}): {found.problem}", hint=_BUILD_HINT)
     return PluginLibrary(found.path.resolve(), origin, found.info, found.is_current)
 
 

@@ -6,25 +6,19 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.tensorrt.boundary import Progress
 
 T = TypeVar("T")
 
 
-class Bar(Protocol):
-    """Where progress is shown: :class:`rich.progress.Progress` wrapped by the command line, or nothing."""
-
-    def update(self, description: str, fraction: float) -> None:
-        """Show that ``fraction`` (0 to 1, never falling) of the build is done, now in ``description``."""
-
-
 class Tracker:
     """Folds TensorRT's tree of phases into one fraction, and carries the wish to cancel. Thread-safe."""
 
-    def __init__(self, bar: Bar | None = None) -> None:
-        self._bar = bar
+    def __init__(self, reporter: Reporter = SILENT) -> None:
+        self._reporter = reporter
         self._lock = threading.Lock()
         self._phases: dict[str, tuple[str | None, int, int]] = {}
         self._shown = 0.0
@@ -60,8 +54,6 @@ class Tracker:
             self._phases.pop(phase, None)
 
     def _show(self, phase: str) -> None:
-        if self._bar is None:
-            return
         with self._lock:
             # A child fills the step its parent is at: fraction = done/steps + (child's fraction)/steps, up the tree.
             fraction, at = 0.0, phase
@@ -70,7 +62,7 @@ class Tracker:
                 fraction = min((done + fraction) / steps, 1.0)
                 at = parent or ""
             self._shown = fraction = max(fraction, self._shown)
-        self._bar.update(phase, fraction)
+        self._reporter.progress(round(1000 * fraction), 1000)
 
 
 def interruptible(work: Callable[[Progress], T], tracker: Tracker) -> T:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vimdeploy.artifacts.files import write_all
 from vimdeploy.errors import ArtifactError
+from vimdeploy.tensorrt.boundary import TimingCacheHandle
 
 
 def cache_file(folder: Path, version: str, device: str, compute_capability: str) -> Path:
@@ -55,6 +56,25 @@ def set_aside(path: Path, content: bytes) -> Path | None:
         except OSError as error:
             raise ArtifactError(f"{path}: the timing cache cannot be set aside: {error.strerror}.") from error
         return aside
+
+
+def store(path: Path, read: bytes, measured: TimingCacheHandle) -> list[str]:
+    """Add a build's timings to the file that other builds may have written meanwhile.
+
+    Args:
+        path: the file.
+        read: what it held before the build.
+        measured: TensorRT's cache after the build.
+
+    Returns:
+        Notes for the user: a file that TensorRT refused is kept beside under another name.
+
+    """
+    aside = set_aside(path, read) if measured.refused else None
+    merge(path, measured.merged)
+    if aside is None:
+        return []
+    return [f"TensorRT refused the timing cache {path.name}: it is now {aside.name}, and a new one is there"]
 
 
 def _content(path: Path) -> bytes:

@@ -16,6 +16,7 @@ enum cudaError_t
 enum cudaDeviceAttr
 {
     cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
 };
 
 struct dim3
@@ -42,9 +43,9 @@ inline cudaError_t cudaGetDevice(int* device)
     return cudaSuccess;
 }
 
-//! The emulated device has as many multiprocessors as an H100.
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr /* attribute */, int /* device */)
+//! The emulated device has the multiprocessors of an H100.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /* device */)
 {
-    *value = 132;
+    *value = attribute == cudaDevAttrMultiProcessorCount ? 132 : 228 * 1024;
     return cudaSuccess;
 }

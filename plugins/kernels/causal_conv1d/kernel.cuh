@@ -41,8 +41,8 @@ struct Params
 //! One group over one run of tokens.
 //! \param x, u the sample's first element at this thread's channels
 template <typename T, int kK, int kWIDTH>
-__device__ __forceinline__ void convolveRun(
-    Params const& p, T const* x, T* u, int32_t group, int32_t channel, int64_t begin, int32_t count)
+__device__ __forceinline__ void convolveRun(Params const& p, T const* __restrict__ x, T* __restrict__ u, int32_t group,
+    int32_t channel, int64_t begin, int32_t count)
 {
     T const* weight = static_cast<T const*>(p.weight) + (static_cast<int64_t>(group) * p.channels + channel) * kK;
     T const* bias = static_cast<T const*>(p.bias) + static_cast<int64_t>(group) * p.channels + channel;
@@ -60,26 +60,29 @@ __device__ __forceinline__ void convolveRun(
     }
     // window[k] is the input of tap k for the current token.
     int64_t const reach = (p.backward >> group & 1U) == 0 ? kK - 1 : 0;
-    float window[kK][kWIDTH];
-    auto const read = [&](int64_t token, float (&values)[kWIDTH])
+    Vector<T, kWIDTH> raw[kTOKENS + kK - 1];
+#pragma unroll
+    for (int32_t t = 0; t < kTOKENS + kK - 1; ++t)
     {
-        if (token >= 0 && token < p.length)
+        int64_t const token = begin - reach + t;
+        if (token >= 0 && token < p.length && t < count + kK - 1)
         {
-            unpack(loadRaw<T, kWIDTH>(x + token * p.channels), values);
+            raw[t] = loadRaw<T, kWIDTH>(x + token * p.channels);
         }
         else
         {
 #pragma unroll
             for (int32_t i = 0; i < kWIDTH; ++i)
             {
-                values[i] = 0.0F;
+                raw[t].values[i] = fromFloat<T>(0.0F);
             }
         }
-    };
+    }
+    float window[kK][kWIDTH];
 #pragma unroll
     for (int32_t k = 0; k + 1 < kK; ++k)
     {
-        read(begin - reach + k, window[k]);
+        unpack(raw[k], window[k]);
     }
 #pragma unroll
     for (int32_t t = 0; t < kTOKENS; ++t)
@@ -88,7 +91,7 @@ __device__ __forceinline__ void convolveRun(
         {
             break;
         }
-        read(begin - reach + t + kK - 1, window[kK - 1]);
+        unpack(raw[t + kK - 1], window[kK - 1]);
         float sums[kWIDTH];
 #pragma unroll
         for (int32_t i = 0; i < kWIDTH; ++i)

@@ -20,11 +20,6 @@
     (kernel<<<(grid), (block), (sharedBytes), (stream)>>>(params), cudaGetLastError())
 #endif
 
-//! Planted faults of the emulation tests (emulation/mutants.md); 0, the only value outside them, plants none.
-#if !defined(VIMDEPLOY_MUTANT)
-#define VIMDEPLOY_MUTANT 0
-#endif
-
 namespace vimdeploy
 {
 
@@ -262,13 +257,15 @@ __device__ __forceinline__ void multiplyTiles(float (&c)[4], uint32_t const (&a)
 #else
     if constexpr (std::is_same_v<T, __half>)
     {
-        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[0]), "r"(a[1]), "r"(b));
     }
     else
     {
-        asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[0]), "r"(a[1]), "r"(b));
     }

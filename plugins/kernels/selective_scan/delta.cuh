@@ -19,9 +19,6 @@ namespace scan
 __device__ __forceinline__ float softplus(float v)
 {
     float const q = exp2Approx(-kLOG2_E * fabsf(v));
-#if VIMDEPLOY_MUTANT == 11
-    return log2f(1.0F + q) * 0.69314718F + fmaxf(v, 0.0F);
-#endif
     float sum = -8.5391988977e-3F;
     sum = fmaf(sum, q, 4.4089596719e-2F);
     sum = fmaf(sum, q, -1.0768166184e-1F);
@@ -108,7 +105,7 @@ __device__ __forceinline__ void computeDelta(Params const& p, SharedLayout const
 #pragma unroll
         for (int32_t i = 0; i < kDELTA_RUN; ++i)
         {
-            inputs[i] = toFloat<T>(rawU[(start + i) * channels + channel]);
+            inputs[i] = toFloat<T>(rawU[(start + i) * layout.rawURow + channel]);
             sums[i] = softplus(sums[i]);
         }
 #pragma unroll
@@ -116,6 +113,25 @@ __device__ __forceinline__ void computeDelta(Params const& p, SharedLayout const
         {
             slots[(start + i) * channels + channel] = make_float2(sums[i], inputs[i]);
         }
+    }
+}
+
+//! Fills the slots of a tile from delta as it was given. A thread serves one channel; columns that do not exist, and rows
+//! past `count`, are filled from whatever lies there and never read.
+template <typename T>
+__device__ __forceinline__ void takeDelta(Params const& p, SharedLayout const& layout, float2* slots, T const* rawDelta,
+    T const* rawU, float const* biases, int32_t count, int32_t channels, int32_t thread)
+{
+    int32_t const channel = thread & (channels - 1);
+    float const bias = biases[channel];
+    int32_t const step = kSIDE_THREADS / channels;
+#pragma unroll 2
+    for (int32_t row = thread / channels; row < count; row += step)
+    {
+        int32_t const cell = row * layout.rawURow + channel;
+        float const delta = toFloat<T>(rawDelta[cell]) + bias;
+        slots[row * channels + channel]
+            = make_float2(p.deltaSoftplus ? softplus(delta) : delta, toFloat<T>(rawU[cell]));
     }
 }
 
@@ -137,6 +153,7 @@ __device__ __forceinline__ void computeDeltaTensor(Params const& p, float2* slot
     int32_t const group = lane >> 2;
     int32_t const pair = (lane & 3) * 2;
     int32_t const width = p.rank + 2 * p.states;
+    int32_t const rawURow = channels + 16 / static_cast<int32_t>(sizeof(T)); // SharedLayout::rawURow
     auto const wordAt = [](T const* at) { return *reinterpret_cast<uint32_t const*>(at); };
 #pragma unroll 1
     for (int32_t start = 0; start < count; start += kROWS)
@@ -170,9 +187,10 @@ __device__ __forceinline__ void computeDeltaTensor(Params const& p, float2* slot
             for (int32_t i = 0; i < 2 * kTILES; ++i)
             {
                 float (&own)[4] = sums[i / 2];
-                int32_t const slot = rows[i % 2] * channels + first + i / 2 * 8 + pair;
+                int32_t const column = first + i / 2 * 8 + pair;
+                int32_t const slot = rows[i % 2] * channels + column;
                 float u[2];
-                loadVector<T, 2>(rawU + slot, u);
+                loadVector<T, 2>(rawU + rows[i % 2] * rawURow + column, u);
                 float4 const pairOfSlots
                     = make_float4(softplus(own[i % 2 * 2]), u[0], softplus(own[i % 2 * 2 + 1]), u[1]);
                 if (start + group + i % 2 * kROWS / 2 <= last) // else the clamped row is another thread's

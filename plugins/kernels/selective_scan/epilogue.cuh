@@ -16,140 +16,123 @@ struct Visit
     Tile tile;
     float2 const* slots;
     float2 const* otherSlots; //!< the other side's sums of the same tile, or null
+    int32_t limit;            //!< channels at or past it are not this block's
     int32_t thread;           //!< of `threads` that share the visit
     int32_t threads;
     bool addsPartial; //!< earlier visits left sums
     bool finishes;    //!< the last visit: gate, scale, store
 };
 
-//! kWIDTH neighbouring channels of one token. load() and finish() are apart so that the loads of two cells overlap:
-//! the compiler may not move the second cell's loads above the first one's stores.
-template <typename T, int kWIDTH, bool kTWO_PARTS>
-struct Cell
+template <int kWIDTH, bool kTWO_PARTS>
+__device__ __forceinline__ void addSlots(float2 const* slots, float (&sums)[kWIDTH])
 {
-    int64_t offset{-1};
-    int32_t slot{0};
-    float before[kWIDTH];
-    Vector<T, kWIDTH> gate; //!< as loaded: half the registers of its float32 form
-
-    //! Adds the sums of kWIDTH neighbouring slots: one part where one thread has a channel, two where several share it.
-    static __device__ __forceinline__ void addSlots(float2 const* slots, float (&sums)[kWIDTH])
+    if constexpr (!kTWO_PARTS)
     {
-        if constexpr (kWIDTH % 2 == 0)
-        {
+        float part[kWIDTH];
+        loadFloats<kWIDTH>(reinterpret_cast<float const*>(slots), part);
 #pragma unroll
-            for (int32_t i = 0; i < kWIDTH; i += 2)
-            {
-                float4 const pair = *reinterpret_cast<float4 const*>(slots + i);
-                sums[i] += kTWO_PARTS ? pair.x + pair.y : pair.x;
-                sums[i + 1] += kTWO_PARTS ? pair.z + pair.w : pair.z;
-            }
-        }
-        else
+        for (int32_t i = 0; i < kWIDTH; ++i)
         {
-            sums[0] += kTWO_PARTS ? slots->x + slots->y : slots->x;
+            sums[i] += part[i];
         }
     }
-
-    //! \param partial, z the sample's first element
-    __device__ __forceinline__ void load(Params const& p, Visit const& visit, int32_t index, int32_t first,
-        int32_t channels, float const* partial, T const* z)
+    else if constexpr (kWIDTH % 2 == 0)
     {
-        int32_t const perRow = channels / kWIDTH;
-        int32_t const row
-            = index / perRow; // perRow is a power of two, known at compile time but for the generic kernel
-        int32_t const column = (index - row * perRow) * kWIDTH;
-        offset = -1;
-#if VIMDEPLOY_MUTANT == 5
-        bool const exists = true;
-#else
-        bool const exists = row < visit.tile.count && first + column < p.channels;
-#endif
-        if (!exists)
+#pragma unroll
+        for (int32_t i = 0; i < kWIDTH; i += 2)
         {
-            return;
-        }
-        offset = tokenOf(p, visit.tile.first + row) * p.channels + first + column;
-        slot = row * channels + column;
-        if (visit.addsPartial)
-        {
-            if constexpr (kWIDTH == 1)
-            {
-                before[0] = partial[offset];
-            }
-            else
-            {
-                loadFloats<kWIDTH>(partial + offset, before);
-            }
-        }
-        if (visit.finishes && p.gated)
-        {
-            gate = loadRaw<T, kWIDTH>(z + offset);
+            float4 const pair = *reinterpret_cast<float4 const*>(slots + i);
+            sums[i] += pair.x + pair.y;
+            sums[i + 1] += pair.z + pair.w;
         }
     }
-
-    //! \param partial, y the sample's first element
-    __device__ __forceinline__ void finish(Params const& p, Visit const& visit, float* partial, void* y)
+    else
     {
-        if (offset < 0)
-        {
-            return;
-        }
+        sums[0] += slots->x + slots->y;
+    }
+}
+
+//! A thread's channels are the same in every row it serves: its addresses advance by constants.
+template <typename T, int kWIDTH, bool kTWO_PARTS, bool kFINISHES, bool kCOLUMN>
+__device__ __forceinline__ void finishCells(
+    Params const& p, Visit const& visit, int32_t first, int32_t channels, float* partial, T const* z, void* y)
+{
+    int32_t const perRow = channels / kWIDTH;
+    int32_t const rowStep = visit.threads / perRow;
+    int32_t const column = (visit.thread & (perRow - 1)) * kWIDTH;
+    if (first + column >= visit.limit)
+    {
+        return;
+    }
+    int32_t row = visit.thread / perRow;
+    auto const inRow = kTWO_PARTS ? 2 * column : column / 32 * 64 + column % 32;
+    float const* slot = reinterpret_cast<float const*>(visit.slots) + row * channels * 2 + inRow;
+    int32_t const other = visit.otherSlots != nullptr ? static_cast<int32_t>(visit.otherSlots - visit.slots) * 2 : 0;
+    bool const gated = p.gated;
+    int32_t offset = row * p.channels + column; // from the tile's first row: below 2^31
+#pragma unroll 2
+    for (; row < visit.tile.count; row += rowStep)
+    {
+        int64_t const at = kCOLUMN ? tokenOf(p, visit.tile.first + row) * p.channels + first + column : offset;
         float sums[kWIDTH]{};
+        Vector<T, kWIDTH> gate;
         if (visit.addsPartial)
         {
-#pragma unroll
-            for (int32_t i = 0; i < kWIDTH; ++i)
-            {
-                sums[i] = before[i];
-            }
+            loadFloats<kWIDTH>(partial + at, sums);
         }
-        addSlots(visit.slots + slot, sums);
-        if (visit.otherSlots != nullptr)
+        if (kFINISHES && gated)
         {
-            addSlots(visit.otherSlots + slot, sums);
+            gate = loadRaw<T, kWIDTH>(z + at);
         }
-        if (visit.finishes)
+        addSlots<kWIDTH, kTWO_PARTS>(reinterpret_cast<float2 const*>(slot), sums);
+        if (other != 0)
+        {
+            addSlots<kWIDTH, kTWO_PARTS>(reinterpret_cast<float2 const*>(slot + other), sums);
+        }
+        if constexpr (!kFINISHES)
+        {
+            storeCells<float, kWIDTH>(partial + at, sums);
+        }
+        else if (gated)
         {
             float gates[kWIDTH];
             unpack(gate, gates);
 #pragma unroll
             for (int32_t i = 0; i < kWIDTH; ++i)
             {
-                sums[i] *= p.gated ? p.scale * silu(gates[i]) : p.scale;
+                sums[i] *= p.scale * silu(gates[i]);
             }
-        }
-#if VIMDEPLOY_MUTANT == 9
-        for (int32_t i = 0; i < kWIDTH; ++i)
-        {
-            sums[i] = toFloat<T>(fromFloat<T>(sums[i]));
-        }
-#endif
-        if (visit.finishes && p.gated)
-        {
-            storeCells<T, kWIDTH>(static_cast<T*>(y) + offset, sums);
+            storeCells<T, kWIDTH>(static_cast<T*>(y) + at, sums);
         }
         else
         {
-            storeCells<float, kWIDTH>((visit.finishes ? static_cast<float*>(y) : partial) + offset, sums);
+#pragma unroll
+            for (int32_t i = 0; i < kWIDTH; ++i)
+            {
+                sums[i] *= p.scale;
+            }
+            storeCells<float, kWIDTH>(static_cast<float*>(y) + at, sums);
         }
+        offset += rowStep * p.channels;
+        slot += rowStep * channels * 2;
     }
-};
+}
 
-template <typename T, int kWIDTH, bool kTWO_PARTS>
-__device__ __forceinline__ void finishCells(
-    Params const& p, Visit const& visit, int32_t first, int32_t channels, float* partial, T const* z, void* y)
+template <typename T, bool kTWO_PARTS, int kWIDTH, bool kCOLUMN>
+__device__ __forceinline__ void finishEither(
+    Params const& p, Visit const& visit, int64_t start, int32_t first, int32_t channels)
 {
-    int32_t const cells = visit.tile.count * (channels / kWIDTH);
-#pragma unroll 1
-    for (int32_t i = visit.thread; i < cells; i += 2 * visit.threads)
+    float* partial = p.partial + start;
+    if (visit.finishes)
     {
-        Cell<T, kWIDTH, kTWO_PARTS> one;
-        Cell<T, kWIDTH, kTWO_PARTS> two;
-        one.load(p, visit, i, first, channels, partial, z);
-        two.load(p, visit, i + visit.threads, first, channels, partial, z);
-        one.finish(p, visit, partial, y);
-        two.finish(p, visit, partial, y);
+        T const* z = static_cast<T const*>(p.z) + start;
+        void* y = p.gated ? static_cast<void*>(static_cast<T*>(p.y) + start)
+                          : static_cast<void*>(static_cast<float*>(p.y) + start);
+        finishCells<T, kWIDTH, kTWO_PARTS, true, kCOLUMN>(p, visit, first, channels, partial, z, y);
+    }
+    else
+    {
+        finishCells<T, kWIDTH, kTWO_PARTS, false, kCOLUMN>(p, visit, first, channels, partial, nullptr, nullptr);
     }
 }
 
@@ -160,17 +143,16 @@ __device__ __forceinline__ void finishTile(
     Params const& p, Visit const& visit, int64_t sample, int32_t first, int32_t channels)
 {
     int64_t const start = sample * p.length * p.channels;
-    float* partial = p.partial + start;
-    T const* z = static_cast<T const*>(p.z) + start;
-    void* y = p.gated ? static_cast<void*>(static_cast<T*>(p.y) + start)
-                      : static_cast<void*>(static_cast<float*>(p.y) + start);
-    if (p.vectorized)
+    if (p.columnMajor)
     {
-        finishCells<T, 4, kTWO_PARTS>(p, visit, first, channels, partial, z, y);
+        p.vectorized ? finishEither<T, kTWO_PARTS, 4, true>(p, visit, start, first, channels)
+                     : finishEither<T, kTWO_PARTS, 1, true>(p, visit, start, first, channels);
     }
     else
     {
-        finishCells<T, 1, kTWO_PARTS>(p, visit, first, channels, partial, z, y);
+        int64_t const tile = start + static_cast<int64_t>(visit.tile.first) * p.channels + first;
+        p.vectorized ? finishEither<T, kTWO_PARTS, 4, false>(p, visit, tile, first, channels)
+                     : finishEither<T, kTWO_PARTS, 1, false>(p, visit, tile, first, channels);
     }
 }
 

@@ -5,6 +5,7 @@
 //!     delta[t] = softplus(x_dbl[t, :R] . dt_weight[e] + dt_bias[e])
 //!     h[t, n]  = exp(delta[t] * A[e, n]) * h[t - 1, n] + delta[t] * u[t] * B[t, n]
 //!     y[t]     = scale * silu(z[t]) * sum_g (sum_n h[t, n] * C[t, n] + D[e] * u[t])
+//! or, with delta given (one group per channel, no projection): delta[t] = softplus(delta[t, e] + dt_bias[e]).
 //! State and sums are float32. exp is one ex2 of delta * (A * log2 e).
 //!
 //! Launch shape. A block is one (sample, block of channels, chunk of L) and has one or two sides of 64 threads, each
@@ -26,8 +27,10 @@
 //! h = exp(A * sum[k]) * h + state[k] over the chunks before it, and scans. Exponents are never positive for A <= 0.
 #pragma once
 
+#include "chunks.cuh"
 #include "delta.cuh"
 #include "epilogue.cuh"
+#include "recurrence.cuh"
 
 namespace vimdeploy
 {
@@ -36,88 +39,6 @@ namespace scan
 
 //! Blocks per SM that registers must allow: 128 registers a thread, four warps per scheduler, nothing spilled.
 constexpr int32_t kMIN_BLOCKS = 4;
-
-//! One thread's share of the recurrence: kSTATES states of one channel.
-template <int kSTATES>
-struct State
-{
-    float rate[kSTATES]; //!< A * log2(e)
-    float h[kSTATES];
-    float skip;     //!< D, in one thread of a channel; 0 in the others
-    float deltaSum; //!< only followed by the states-only pass
-};
-
-//! Walks a tile that lies in shared memory. With several threads per channel their sums are reduced until two are
-//! left, which go into the two halves of the slot; the last addition is the epilogue's.
-//! \param slot the first token's slot, \param row its B of this thread's states; both move by their (signed) step.
-template <typename T, int kSTATES, bool kSTATES_ONLY, bool kTWO_PARTS>
-__device__ __forceinline__ void scanTile(State<kSTATES>& state, float2* __restrict__ slot,
-    float const* __restrict__ row, int32_t slotStep, int32_t rowStep, int32_t offsetC, int32_t count, int32_t lanes,
-    int32_t lane)
-{
-#pragma unroll 2
-    for (int32_t i = 0; i < count; ++i)
-    {
-        float2 const input = *slot;
-        float b[kSTATES];
-        loadFloats<kSTATES>(row, b);
-        float const increment = input.x * input.y;
-        float even = state.skip * input.y;
-        float odd = 0.0F;
-        float c[kSTATES];
-        if constexpr (!kSTATES_ONLY)
-        {
-            loadFloats<kSTATES>(row + offsetC, c);
-        }
-        else
-        {
-            state.deltaSum += input.x;
-        }
-#pragma unroll
-        for (int32_t n = 0; n < kSTATES; ++n)
-        {
-            float const decay = exp2Approx(input.x * state.rate[n]);
-            state.h[n] = fmaf(decay, state.h[n], increment * b[n]);
-#if VIMDEPLOY_MUTANT == 7
-            state.h[n] = toFloat<T>(fromFloat<T>(state.h[n]));
-#endif
-            if constexpr (!kSTATES_ONLY)
-            {
-                float& sum = n % 2 == 0 ? even : odd;
-                sum = fmaf(state.h[n], c[n], sum);
-            }
-        }
-        if constexpr (!kSTATES_ONLY)
-        {
-            float sum = even + odd;
-            if (!kTWO_PARTS)
-            {
-                slot->x = sum;
-            }
-            else if (lanes == 1) // the generic kernel with few states
-            {
-                *slot = make_float2(sum, 0.0F);
-            }
-            else
-            {
-                for (int32_t distance = lanes / 2; distance > 1; distance /= 2)
-                {
-                    sum += __shfl_xor_sync(0xffffffffU, sum, distance);
-                }
-                // Every thread of the channel has read the slot before any of them overwrites it.
-#if VIMDEPLOY_MUTANT != 10
-                __syncwarp();
-#endif
-                if (lane < 2)
-                {
-                    (lane == 0 ? slot->x : slot->y) = sum;
-                }
-            }
-        }
-        slot += slotStep;
-        row += rowStep;
-    }
-}
 
 //! Where one side of a block stands.
 template <typename T>
@@ -133,14 +54,17 @@ struct Side
     float* biases;
     T* rawU;
     T* rawX;
-    T const* u;      //!< the sample's first row
-    T const* x;      //!< the sample's first row
+    T* rawDelta; //!< this, delta and c with delta given
+    T const* u;  //!< the sample's first row
+    T const* x;  //!< the sample's first row; with delta given, of B
+    T const* c;
+    T const* delta;
     T const* dtRows; //!< the group's first row of dt_weight
 };
 
 template <typename T>
-__device__ __forceinline__ Side<T> makeSide(
-    Params const& p, SharedLayout const& layout, unsigned char* shared, int32_t index, int32_t thread, int64_t sample)
+__device__ __forceinline__ Side<T> makeSide(Params const& p, SharedLayout const& layout, unsigned char* shared,
+    int32_t index, int32_t thread, int64_t sample, int32_t channelGroup)
 {
     unsigned char* base = shared + index * layout.bytes;
     Side<T> side;
@@ -155,10 +79,34 @@ __device__ __forceinline__ Side<T> makeSide(
     side.rawU = reinterpret_cast<T*>(base + layout.rawU);
     side.rawX = reinterpret_cast<T*>(base + layout.rawX);
     side.u = static_cast<T const*>(p.u) + side.group * p.uGroupStride + sample * p.length * p.channels;
-    side.x
-        = static_cast<T const*>(p.xDbl) + side.group * p.xDblGroupStride + sample * p.length * (p.rank + 2 * p.states);
+    side.rawDelta = reinterpret_cast<T*>(base + layout.rawDelta);
+    // Rows of x_dbl, or of B and C, whose tokens hold one row per group of channels.
+    int64_t const pairOffset
+        = (sample * p.length * (p.channels / p.groupChannels) + channelGroup) * static_cast<int64_t>(p.states);
+    side.x = static_cast<T const*>(p.xDbl)
+        + (p.givenDelta ? pairOffset : side.group * p.xDblGroupStride + sample * p.length * (p.rank + 2 * p.states));
+    side.c = static_cast<T const*>(p.C) + (p.givenDelta ? pairOffset : 0);
+    side.delta = static_cast<T const*>(p.delta) + (p.givenDelta ? sample * p.length * p.channels : 0);
     side.dtRows = static_cast<T const*>(p.dtWeight) + static_cast<int64_t>(side.group) * p.channels * p.rank;
     return side;
+}
+
+//! Starts copying everything of a tile.
+template <typename T>
+__device__ __forceinline__ void stageTile(
+    Params const& p, Side<T> const& side, Tile tile, int32_t first, int32_t limit, int32_t channels, int32_t thread)
+{
+    if (p.givenDelta)
+    {
+        int64_t const stride = static_cast<int64_t>(p.channels / p.groupChannels) * p.states;
+        stagePair<T>(p, side.rawX, side.x, side.c, stride, tile, thread);
+        stageU<T>(p, side.rawDelta, side.delta, tile, first, limit, channels, thread);
+    }
+    else
+    {
+        stageX<T>(p, side.rawX, side.x, tile, thread);
+    }
+    stageU<T>(p, side.rawU, side.u, tile, first, limit, channels, thread);
 }
 
 //! The tile a direction works on in a step: sides of opposite direction stand on mirrored ones.
@@ -169,79 +117,7 @@ __device__ __forceinline__ Tile tileOf(
     Tile tile;
     tile.first = begin + index * p.tileLength;
     tile.count = min(p.tileLength, end - tile.first);
-#if VIMDEPLOY_MUTANT == 2
-    tile.count = min(p.tileLength, end - tile.first - 1);
-#endif
     return tile;
-}
-
-//! Where a chunk's end state of one thread lies: its states are neighbours in memory.
-template <int kSTATES>
-__device__ __forceinline__ float* chunkStateOf(Params const& p, int64_t piece, int32_t channel, int32_t firstState)
-{
-    return p.chunkState + (piece * p.channels + channel) * p.states + firstState;
-}
-
-//! The state a chunk starts from, out of what the chunks before it (in walking order) left.
-//! \tparam kPADDED the last states of a thread may not exist
-template <int kSTATES, bool kPADDED>
-__device__ __forceinline__ void startState(Params const& p, State<kSTATES>& state, int32_t sideIndex, int32_t direction,
-    int64_t sample, int32_t chunk, int32_t channel, int32_t firstState)
-{
-    int64_t const base = (sideIndex * p.batch + sample) * p.chunks;
-    int32_t const before = direction > 0 ? chunk : p.chunks - 1 - chunk;
-#pragma unroll 1
-    for (int32_t i = 0; i < before; ++i)
-    {
-        int64_t const piece = base + (direction > 0 ? i : p.chunks - 1 - i);
-        float const sum = p.chunkDelta[piece * p.channels + channel];
-        float const* end = chunkStateOf<kSTATES>(p, piece, channel, firstState);
-        float last[kSTATES];
-        if constexpr (kPADDED)
-        {
-#pragma unroll
-            for (int32_t n = 0; n < kSTATES; ++n)
-            {
-                last[n] = firstState + n < p.states ? end[n] : 0.0F;
-            }
-        }
-        else
-        {
-            loadFloats<kSTATES>(end, last);
-        }
-#pragma unroll
-        for (int32_t n = 0; n < kSTATES; ++n)
-        {
-            state.h[n] = fmaf(exp2Approx(sum * state.rate[n]), state.h[n], last[n]);
-        }
-    }
-}
-
-template <int kSTATES, bool kPADDED>
-__device__ __forceinline__ void leaveState(Params const& p, State<kSTATES> const& state, int32_t sideIndex,
-    int64_t sample, int32_t chunk, int32_t channel, int32_t firstState)
-{
-    int64_t const piece = (sideIndex * p.batch + sample) * p.chunks + chunk;
-    float* end = chunkStateOf<kSTATES>(p, piece, channel, firstState);
-    if constexpr (!kPADDED && kSTATES % 4 == 0)
-    {
-        storeFloats<kSTATES>(end, state.h);
-    }
-    else
-    {
-#pragma unroll
-        for (int32_t n = 0; n < kSTATES; ++n)
-        {
-            if (firstState + n < p.states)
-            {
-                end[n] = state.h[n];
-            }
-        }
-    }
-    if (firstState == 0)
-    {
-        p.chunkDelta[piece * p.channels + channel] = state.deltaSum;
-    }
 }
 
 //! \tparam kN number of states, 0 for the generic kernel (padded to kSTATES times a power of two)
@@ -257,15 +133,20 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
     int32_t const thread = static_cast<int32_t>(threadIdx.x);
 
     int32_t const blockRest = static_cast<int32_t>(blockIdx.x) / p.channelBlocks;
-    int32_t const first = (static_cast<int32_t>(blockIdx.x) - blockRest * p.channelBlocks) * channels;
+    int32_t const channelBlock = static_cast<int32_t>(blockIdx.x) - blockRest * p.channelBlocks;
+    int32_t const channelGroup = channelBlock / p.groupBlocks; // 0 but with delta given
+    int32_t const first = channelGroup * p.groupChannels + (channelBlock - channelGroup * p.groupBlocks) * channels;
+    int32_t const limit = (channelGroup + 1) * p.groupChannels;
     int32_t const chunk = blockRest % p.chunks;
     int64_t const sample = blockRest / p.chunks;
     int32_t const begin = chunk * p.chunkLength;
     int32_t const end = min(p.length, begin + p.chunkLength);
     int32_t const tiles = (end - begin + p.tileLength - 1) / p.tileLength;
 
-    SharedLayout const layout = sharedLayout(p.rank, states, kSTATES, lanes, p.tileLength, sizeof(T), p.stagedWeights);
-    Side<T> const side = makeSide<T>(p, layout, shared, static_cast<int32_t>(threadIdx.y), thread, sample);
+    SharedLayout const layout
+        = sharedLayout(p.rank, states, kSTATES, lanes, p.tileLength, sizeof(T), p.stagedWeights, p.givenDelta);
+    Side<T> const side
+        = makeSide<T>(p, layout, shared, static_cast<int32_t>(threadIdx.y), thread, sample, channelGroup);
     bool const flat = layout.rowFloats == p.rank + 2 * states;
 
     // This thread's share: `lanes` neighbouring threads hold the states of one channel.
@@ -273,7 +154,7 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
     int32_t const local = thread / lanes;
     int32_t const channel = first + local;
     int32_t const firstState = lane * kSTATES;
-    bool const exists = channel < p.channels;
+    bool const exists = channel < limit;
     State<kSTATES> state;
     int64_t const parameterRow = static_cast<int64_t>(side.group) * p.channels + channel;
 #pragma unroll
@@ -292,7 +173,7 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
 
     if (thread < channels)
     {
-        bool const inside = first + thread < p.channels;
+        bool const inside = first + thread < limit;
         side.biases[thread] = inside ? p.dtBias[static_cast<int64_t>(side.group) * p.channels + first + thread] : 0.0F;
     }
     if (p.stagedWeights)
@@ -300,20 +181,21 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
         stageWeights<T>(p, layout, side.weights, side.dtRows, first, channels, thread);
     }
     Tile tile = tileOf(p, side.direction, begin, end, tiles, 0);
-    stageX<T>(p, side.rawX, side.x, tile, thread);
-    stageU<T>(p, side.rawU, side.u, tile, first, channels, thread);
+    stageTile<T>(p, side, tile, first, limit, channels, thread);
 
 #pragma unroll 1
     for (int32_t step = 0; step < tiles; ++step)
     {
         int32_t const self = opaque(thread);
-#if VIMDEPLOY_MUTANT != 8
         asyncCopyWait();
-#endif
         __syncthreads(); // the raw tile is there, and nobody reads the last tile's rows and slots any more
         convertRows<T>(p, layout, side.rows, side.rawX, tile.count, self, flat);
         bool const tensor = kTENSOR_CORES<T> && p.tensorDelta;
-        if (tensor) // reads the raw tile, not the rows
+        if (p.givenDelta)
+        {
+            takeDelta<T>(p, layout, side.slots, side.rawDelta, side.rawU, side.biases, tile.count, channels, self);
+        }
+        else if (tensor) // reads the raw tile, not the rows
         {
             if constexpr (kTENSOR_CORES<T>)
             {
@@ -328,36 +210,36 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
             computeDelta<T>(p, layout, side.slots, side.rows, side.rawU, side.weights, side.dtRows, side.biases,
                 tile.count, first, channels, self);
         }
-#if VIMDEPLOY_MUTANT != 1
         __syncthreads(); // rows and slots are complete, the raw tile is free
-#endif
         Tile next = tile;
         if (step + 1 < tiles)
         {
             next = tileOf(p, side.direction, begin, end, tiles, step + 1);
-            stageX<T>(p, side.rawX, side.x, next, self);
-            stageU<T>(p, side.rawU, side.u, next, first, channels, self);
+            stageTile<T>(p, side, next, first, limit, channels, self);
         }
-#if VIMDEPLOY_MUTANT == 3
-        bool const forward = true;
-#else
         bool const forward = side.direction > 0;
-#endif
         int32_t const start = forward ? 0 : tile.count - 1;
-#if VIMDEPLOY_MUTANT == 4
-        int32_t const rowStart = forward ? 1 : tile.count;
-#else
         int32_t const rowStart = start;
-#endif
-        scanTile<T, kSTATES, kSTATES_ONLY, kTWO_PARTS>(state, side.slots + start * channels + local,
-            side.rows + rowStart * layout.rowFloats + layout.rankPadded + firstState, forward ? channels : -channels,
-            forward ? layout.rowFloats : -layout.rowFloats, layout.statesPadded, tile.count, lanes, lane);
+        Walk walk;
+        walk.slot = side.slots + start * channels + local;
+        walk.row = side.rows + rowStart * layout.rowFloats + layout.rankPadded + firstState;
+        walk.slotStep = forward ? channels : -channels;
+        walk.rowStep = forward ? layout.rowFloats : -layout.rowFloats;
+        walk.offsetC = layout.statesPadded;
+        walk.count = tile.count;
+        walk.lanes = lanes;
+        walk.lane = kTWO_PARTS ? lane : self & 31;
+        if constexpr (kN != 0 && kTWO_PARTS && !kSTATES_ONLY)
+        {
+            scanTileShared<kSTATES>(state, walk);
+        }
+        else
+        {
+            scanTile<kSTATES, kSTATES_ONLY, kTWO_PARTS>(state, walk);
+        }
         if constexpr (!kSTATES_ONLY)
         {
-#if VIMDEPLOY_MUTANT == 12
-            if (side.direction > 0)
-#endif
-                __syncthreads(); // the sums of both sides are complete
+            __syncthreads(); // the sums of both sides are complete
             bool const twoSides = blockDim.y > 1U;
             int32_t const mirror = tiles - 1 - step;
             bool const opposite = twoSides && p.direction[0] != p.direction[1];
@@ -369,6 +251,7 @@ __global__ void __launch_bounds__(kSIDE_THREADS* kMAX_SIDES, kMIN_BLOCKS) scanKe
             visit.otherSlots = together
                 ? reinterpret_cast<float2 const*>(shared + (1 - side.index) * layout.bytes + layout.slots)
                 : nullptr;
+            visit.limit = limit;
             visit.thread = together ? side.index * kSIDE_THREADS + self : self;
             visit.threads = together ? kSIDE_THREADS * kMAX_SIDES : kSIDE_THREADS;
             visit.addsPartial = p.sumsBefore || (opposite && step > mirror);

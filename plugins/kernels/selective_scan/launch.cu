@@ -5,6 +5,7 @@
 #include "launch_typed.cuh"
 #include "passes.h"
 
+#include <algorithm>
 #include <initializer_list>
 
 namespace vimdeploy
@@ -41,12 +42,15 @@ scan::Params commonParams(
 {
     scan::Threads const threads = scan::threadsOf(plan.variant, shape.states);
     auto const elementBytes = static_cast<int32_t>(sizeOf(shape.type));
+    bool const given = shape.givenDelta;
     int32_t const rowWidth = shape.rank + 2 * shape.states;
     int64_t const pieces = shape.batch * plan.chunks;
     unsigned char* chunkState = workspace + scan::partialBytes(shape);
     scan::Params params{};
     params.u = pointers.u;
-    params.xDbl = pointers.xDbl;
+    params.xDbl = given ? pointers.B : pointers.xDbl;
+    params.C = pointers.C;
+    params.delta = pointers.delta;
     params.A = pointers.A;
     params.D = pointers.D;
     params.dtWeight = pointers.dtWeight;
@@ -63,23 +67,33 @@ scan::Params commonParams(
     params.chunkLength = static_cast<int32_t>(plan.chunkLength);
     params.chunks = plan.chunks;
     params.channels = shape.channels;
-    int32_t const blockChannels = scan::kSIDE_THREADS / threads.lanes;
-    params.channelBlocks = (shape.channels + blockChannels - 1) / blockChannels;
+    params.channelBlocks = scan::channelBlocksOf(shape, threads.lanes);
+    params.groupChannels = given ? shape.channels / shape.channelGroups : shape.channels;
+    params.groupBlocks = given ? params.channelBlocks / shape.channelGroups : params.channelBlocks;
     params.states = shape.states;
     params.rank = shape.rank;
     params.tileLength = plan.tileLength;
     params.lanes = threads.lanes;
     params.scale = shape.scale;
-    params.xVectorBytes = rowVectorBytes(pointers.xDbl, int64_t{rowWidth} * elementBytes, elementBytes);
+    // With delta given a row is two of N elements, B's and C's.
+    int64_t const pieceBytes = int64_t{given ? shape.states : rowWidth} * elementBytes;
+    params.xVectorBytes = rowVectorBytes(params.xDbl, pieceBytes, elementBytes);
+    if (given)
+    {
+        params.xVectorBytes = std::min(params.xVectorBytes, rowVectorBytes(pointers.C, pieceBytes, elementBytes));
+    }
     params.xVectors = makeFastDivisor(static_cast<uint32_t>(rowWidth * elementBytes / params.xVectorBytes));
     scan::SharedLayout const layout = scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread,
-        threads.lanes, plan.tileLength, elementBytes, plan.stagedWeights);
+        threads.lanes, plan.tileLength, elementBytes, plan.stagedWeights, given);
     params.rowFloats = makeFastDivisor(static_cast<uint32_t>(layout.rowFloats));
     params.vectorized = int64_t{shape.channels} * elementBytes % 16 == 0
-        && isAligned({pointers.u, pointers.z, pointers.y, params.partial});
-    params.stagedWeights = plan.stagedWeights;
+        && int64_t{params.groupChannels} * elementBytes % 16 == 0
+        && isAligned({pointers.u, pointers.delta, pointers.z, pointers.y, params.partial});
+    params.stagedWeights = plan.stagedWeights && !given;
+    params.givenDelta = given;
+    params.deltaSoftplus = shape.deltaSoftplus;
     // Pairs of dt_low are read as one word: the rows must be a whole number of words.
-    params.tensorDelta = plan.stagedWeights && elementBytes == 2 && shape.rank % 2 == 0;
+    params.tensorDelta = !given && plan.stagedWeights && elementBytes == 2 && shape.rank % 2 == 0;
     params.gated = shape.gated;
     return params;
 }
@@ -138,12 +152,10 @@ LaunchStatus launchScan(ScanShape const& shape, ScanPlan const& plan, ScanPointe
         params.finishes = i + 1 == passes.count;
         config.block = dim3(scan::kSIDE_THREADS, static_cast<unsigned>(pass.sides));
         config.sharedBytes = static_cast<std::size_t>(pass.sides)
-            * static_cast<std::size_t>(scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread,
-                threads.lanes, plan.tileLength, static_cast<int32_t>(sizeOf(shape.type)), plan.stagedWeights)
+            * static_cast<std::size_t>(
+                scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread, threads.lanes, plan.tileLength,
+                    static_cast<int32_t>(sizeOf(shape.type)), plan.stagedWeights, shape.givenDelta)
                     .bytes);
-#if VIMDEPLOY_MUTANT == 6
-        config.sharedBytes -= 4;
-#endif
         for (bool const statesOnly : {true, false})
         {
             if (statesOnly && plan.chunks == 1)

@@ -4,6 +4,8 @@
 //! Layouts (contiguous, row-major), G = groups, B = batch, L = length, E = channels, N = states, R = rank:
 //!     u (G or 1, B, L, E) T     xDbl (G or 1, B, L, R + 2N) T     A (G, E, N) f32     D (G, E) f32
 //!     dtWeight (G, E, R) T      dtBias (G, E) f32                 z (B, L, E) T       y (B, L, E) T gated, f32 not gated
+//! or, with delta given (SelectiveScanDelta), one scan whose channels are partitioned into P groups:
+//!     u, delta, z (B, L, E) T   B, C (B, L, P, N) T, channel e reads group e / (E / P)   A (E, N), D, dtBias (E) f32
 //! T is ScanShape::type. Nothing here allocates, synchronises or touches the default stream: every function may be
 //! called while a stream is captured. No function throws. All are thread-safe (they keep no state).
 #pragma once
@@ -21,7 +23,7 @@ struct ScanShape
     int64_t length{1};      //!< L, tokens
     int32_t channels{1};    //!< E
     int32_t states{16};     //!< N, 1..64
-    int32_t rank{1};        //!< R, 1..128
+    int32_t rank{1};        //!< R, 1..128; 0 with delta given
     int32_t groups{1};      //!< G, 1, 2 or 4
     bool sharedU{false};    //!< u has one group that all groups read
     bool sharedXDbl{false}; //!< xDbl has one group that all groups read
@@ -30,6 +32,9 @@ struct ScanShape
     int32_t columnMajor[kMAX_GROUPS]{0, 0, 0, 0}; //!< 1: the H x W grid is walked column by column
     int32_t height{0};                            //!< H, only read where some group is column-major (L = H * W)
     float scale{1.0F};
+    bool givenDelta{false};   //!< delta, B and C are tensors of their own; one group, one walk
+    bool deltaSoftplus{true}; //!< given delta goes through softplus
+    int32_t channelGroups{1}; //!< P, with delta given: divides E
     DType type{DType::kFLOAT32};
 };
 
@@ -57,6 +62,23 @@ struct ScanPlan
     bool stagedWeights{true}; //!< dt_weight held in shared memory; false: too large, read through the caches
 };
 
+//! What a plan has to know of the GPU it is made for.
+struct ScanDevice
+{
+    //! Of an H100; the host tests plan for it.
+    static constexpr int32_t kDEFAULT_SHARED_PER_SM = 228 * 1024;
+
+    // Implicit: most callers know the number of SMs only.
+    ScanDevice(int32_t sms, int32_t sharedBytesPerSm = kDEFAULT_SHARED_PER_SM) noexcept
+        : smCount(sms)
+        , sharedPerSm(sharedBytesPerSm)
+    {
+    }
+
+    int32_t smCount;
+    int32_t sharedPerSm; //!< bytes of shared memory of one SM, for all its blocks together
+};
+
 struct ScanPointers
 {
     void const* u{nullptr};
@@ -65,6 +87,9 @@ struct ScanPointers
     float const* D{nullptr};
     void const* dtWeight{nullptr};
     float const* dtBias{nullptr};
+    void const* delta{nullptr}; //!< these three with delta given, then without xDbl and dtWeight
+    void const* B{nullptr};
+    void const* C{nullptr};
     void const* z{nullptr}; //!< null exactly when not gated
     void* y{nullptr};
 };
@@ -78,10 +103,10 @@ char const* checkScanShape(ScanShape const& shape, char* message, std::size_t si
 int32_t scanVariants(ScanShape const& shape, ScanVariant variants[kSCAN_VARIANT_COUNT]) noexcept;
 
 //! The plan of one given variant (a TensorRT tactic). The plan's variant is kNONE where it cannot run `shape`.
-ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t smCount) noexcept;
+ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, ScanDevice const& device) noexcept;
 
 //! The plan chosen from B, E, L, N and the number of SMs; the table is at the definition (plan.cpp).
-ScanPlan planScan(ScanShape const& shape, int32_t smCount) noexcept;
+ScanPlan planScan(ScanShape const& shape, ScanDevice const& device) noexcept;
 
 //! Bytes of device workspace for `variant`. Never shrinks when batch or length grow, so the value of the largest
 //! shape of an optimisation profile serves every smaller one. 0 is possible. 256-byte alignment is expected.

@@ -30,8 +30,10 @@ constexpr int32_t kDELTA_RUN = 4;
 //!     slots    float2  (tile, channels)    in: delta, u. out: the token's sum, in one or two parts
 //!     weights  T       (rank / 4, channels, 4)
 //!     biases   float   (channels)
-//!     rawU     T       (tile, channels)    the next tile, copied while this one is scanned
+//!     rawU     T       (tile, channels + 16 bytes)   the next tile, copied while this one is scanned; without the
+//!                                          padding all rows of a tensor-core tile would lie in the same banks
 //!     rawX     T       (tile, rank + 2 * states)
+//!     rawDelta T       as rawU, with delta given
 struct SharedLayout
 {
     int32_t rankPadded;
@@ -41,7 +43,9 @@ struct SharedLayout
     int32_t weights;
     int32_t biases;
     int32_t rawU;
+    int32_t rawURow; //!< elements from one row of rawU to the next
     int32_t rawX;
+    int32_t rawDelta;
     int32_t bytes;
 };
 
@@ -50,9 +54,10 @@ VIMDEPLOY_HOST_DEVICE constexpr int32_t roundUp(int32_t value, int32_t step)
     return (value + step - 1) / step * step;
 }
 
+//! \param rank 0 with delta given
 //! \param statesPerThread, lanes N is padded with zeros to their product
 VIMDEPLOY_HOST_DEVICE inline SharedLayout sharedLayout(int32_t rank, int32_t states, int32_t statesPerThread,
-    int32_t lanes, int32_t tileLength, int32_t elementBytes, bool stagedWeights)
+    int32_t lanes, int32_t tileLength, int32_t elementBytes, bool stagedWeights, bool givenDelta)
 {
     int32_t const channels = kSIDE_THREADS / lanes;
     SharedLayout layout{};
@@ -63,8 +68,10 @@ VIMDEPLOY_HOST_DEVICE inline SharedLayout sharedLayout(int32_t rank, int32_t sta
     layout.weights = layout.slots + tileLength * channels * 8;
     layout.biases = layout.weights + (stagedWeights ? layout.rankPadded * channels * elementBytes : 0);
     layout.rawU = layout.biases + channels * 4;
-    layout.rawX = layout.rawU + roundUp(tileLength * channels * elementBytes, 16);
-    layout.bytes = layout.rawX + roundUp(tileLength * (rank + 2 * states) * elementBytes, 16);
+    layout.rawURow = channels + 16 / elementBytes;
+    layout.rawX = layout.rawU + tileLength * layout.rawURow * elementBytes;
+    layout.rawDelta = layout.rawX + roundUp(tileLength * (rank + 2 * states) * elementBytes, 16);
+    layout.bytes = layout.rawDelta + (givenDelta ? tileLength * layout.rawURow * elementBytes : 0);
     return layout;
 }
 

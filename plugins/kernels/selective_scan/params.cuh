@@ -21,6 +21,8 @@ struct Params
     float const* D;
     void const* dtWeight;
     float const* dtBias;
+    void const* delta; //!< given: then xDbl is B, and C lies beside it
+    void const* C;
     void const* z;
     void* y;
     float* partial;    //!< (B, L, E) float32 sums that wait for the other visits of a token; may be y itself
@@ -34,6 +36,8 @@ struct Params
     int32_t chunks;
     int32_t channels;
     int32_t channelBlocks;
+    int32_t groupBlocks;   //!< channel blocks of one group of channels; all of them where delta is not given
+    int32_t groupChannels; //!< channels of one group of channels
     int32_t states;
     int32_t rank;
     int32_t tileLength;
@@ -53,6 +57,8 @@ struct Params
     bool sumsBefore;    //!< an earlier launch left sums in partial
     bool finishes;      //!< no later launch adds to these tokens
     bool gated;
+    bool givenDelta;
+    bool deltaSoftplus;
 };
 
 } // namespace scan

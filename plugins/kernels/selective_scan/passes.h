@@ -57,6 +57,9 @@ struct Threads
     bool generic{false};
 };
 
+//! Blocks that the channels are cut into, and how many of them one group of channels takes: none straddles two groups.
+int32_t channelBlocksOf(ScanShape const& shape, int32_t lanes) noexcept;
+
 Threads threadsOf(ScanVariant variant, int32_t states) noexcept;
 
 //! Whether sums must wait outside y between visits of a token: several visits, and a y that is not float32.

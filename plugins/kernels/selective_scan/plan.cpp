@@ -1,5 +1,5 @@
 //! \file selective_scan/plan.cpp
-//! Checks a problem and chooses how to run it. Plain C++, no CUDA call.
+//! Chooses how to run a problem. Plain C++, no CUDA call.
 //!
 //! The choice, from w(S) = warps in flight with S states per thread = sides * B * E * (N / S) / 32, where a side is one
 //! direction of a launch, and m = 6 * SMs, one and a half warps per scheduler:
@@ -26,25 +26,26 @@
 #include "passes.h"
 
 #include <algorithm>
-#include <cstdio>
 
 namespace vimdeploy
 {
 namespace
 {
 
-//! Shared memory a block aims at: seven blocks of the 16-state kernel per SM of sm_90, three on 100 KiB devices.
-constexpr int64_t kSHARED_TARGET = 32 * 1024;
+//! Tokens of a tile. The tensor cores multiply 16 at a time: a shorter tile leaves rows of every product unused, a longer
+//! one holds memory that further blocks could have.
+constexpr int32_t kTILE = 16;
+//! Blocks per SM that hide each other's latencies: four warps per scheduler, what registers allow, too.
+constexpr int64_t kENOUGH_BLOCKS = 4;
+//! Shared memory a block aims at where not even kENOUGH_BLOCKS fit: three blocks of Vim-Ti's on a 100 KiB SM.
+constexpr int64_t kSHARED_TARGET = 33 * 1024;
+//! What the driver keeps of an SM's shared memory for every block.
+constexpr int64_t kRESERVED_SHARED = 1024;
 constexpr int64_t kSHORT_LENGTH = 256;
 constexpr int64_t kMIN_CHUNK = 32;
 constexpr int64_t kMAX_CHUNKS = 64;
 //! Blocks per SM that a chunked launch aims at: twelve warps, three per scheduler.
 constexpr int64_t kCHUNK_BLOCKS_PER_SM = 3;
-constexpr int64_t kMAX_GRID = INT32_MAX;
-//! The kernels count tokens in 32 bits: below it every chunk, rounded up to whole tiles, still ends.
-constexpr int64_t kMAX_LENGTH = INT32_MAX - kMAX_CHUNKS * 64;
-//! More bytes than any tensor or workspace has: below it no product of sizes leaves 64 bits.
-constexpr double kMAX_BYTES = 1152921504606846976.0; // 2^60
 
 //! \return states per thread, 0 where the variant cannot run N states.
 int32_t statesPerThread(ScanVariant variant, int32_t states) noexcept
@@ -65,12 +66,6 @@ int32_t statesPerThread(ScanVariant variant, int32_t states) noexcept
 int64_t divideUp(int64_t value, int64_t by) noexcept
 {
     return (value + by - 1) / by;
-}
-
-char const* say(char* message, std::size_t size, char const* format, char const* field, long long value) noexcept
-{
-    std::snprintf(message, size, format, field, value);
-    return message;
 }
 
 int64_t alignUp(int64_t bytes) noexcept
@@ -104,6 +99,12 @@ Threads threadsOf(ScanVariant variant, int32_t states) noexcept
     }
     threads.generic = isGeneric(variant, states);
     return threads;
+}
+
+int32_t channelBlocksOf(ScanShape const& shape, int32_t lanes) noexcept
+{
+    int32_t const groups = shape.givenDelta ? shape.channelGroups : 1;
+    return groups * static_cast<int32_t>(divideUp(shape.channels / groups, kSIDE_THREADS / lanes));
 }
 
 Passes makePasses(ScanShape const& shape) noexcept
@@ -164,73 +165,6 @@ int64_t chunkDeltaBytes(ScanShape const& shape, int64_t pieces) noexcept
 
 } // namespace scan
 
-char const* checkScanShape(ScanShape const& shape, char* message, std::size_t size) noexcept
-{
-    auto const wrong = [&](char const* format, char const* field, int64_t value)
-    { return say(message, size, format, field, static_cast<long long>(value)); };
-    if (sizeOf(shape.type) == 0)
-    {
-        return wrong("%s is %lld; float32 (0), float16 (1) and bfloat16 (2) are served", "type",
-            static_cast<int64_t>(shape.type));
-    }
-    if (shape.batch < 0 || shape.batch > kMAX_GRID)
-    {
-        return wrong("%s is %lld; at least 0 is needed and at most 2147483647 served", "batch", shape.batch);
-    }
-    if (shape.length < 1 || shape.length > kMAX_LENGTH)
-    {
-        return wrong("%s is %lld; 1 to 2147479551 tokens are served", "length", shape.length);
-    }
-    if (shape.channels < 1 || shape.channels > (1 << 24))
-    {
-        return wrong("%s is %lld; 1 to 16777216 are served", "channels", shape.channels);
-    }
-    if (shape.states < 1 || shape.states > kMAX_STATES)
-    {
-        return wrong("%s (d_state) is %lld; 1 to 64 are served", "states", shape.states);
-    }
-    if (shape.rank < 1 || shape.rank > kMAX_RANK)
-    {
-        return wrong("%s (dt_rank) is %lld; 1 to 128 are served", "rank", shape.rank);
-    }
-    if (shape.groups != 1 && shape.groups != 2 && shape.groups != 4)
-    {
-        return wrong("%s is %lld; 1, 2 and 4 are served", "groups", shape.groups);
-    }
-    bool anyColumn = false;
-    for (int32_t g = 0; g < shape.groups; ++g)
-    {
-        if (shape.directions[g] != 1 && shape.directions[g] != -1)
-        {
-            return wrong(
-                "an entry of %s is %lld; 1 (forward) or -1 (backward) is expected", "directions", shape.directions[g]);
-        }
-        if (shape.columnMajor[g] != 0 && shape.columnMajor[g] != 1)
-        {
-            return wrong("an entry of %s is %lld; 0 or 1 is expected", "column_major", shape.columnMajor[g]);
-        }
-        anyColumn = anyColumn || shape.columnMajor[g] == 1;
-    }
-    if (anyColumn && (shape.height < 1 || shape.length % shape.height != 0))
-    {
-        return wrong("%s is %lld; a column-major group needs a height that divides the length", "height", shape.height);
-    }
-    int64_t const blocks = shape.batch * divideUp(shape.channels, 8);
-    if (blocks > kMAX_GRID)
-    {
-        return wrong("%s times channels / 8 is %lld; at most 2147483647 blocks are served", "batch", blocks);
-    }
-    double const widest = std::max(shape.channels, shape.rank + 2 * shape.states);
-    double const tensorBytes
-        = 4.0 * shape.groups * static_cast<double>(shape.batch) * static_cast<double>(shape.length) * widest;
-    double const stateBytes = 8.0 * static_cast<double>(shape.batch) * shape.channels * shape.states;
-    if (tensorBytes > kMAX_BYTES || stateBytes > kMAX_BYTES)
-    {
-        return wrong("%s times length and channels is more than 2^60 bytes at batch %lld", "batch", shape.batch);
-    }
-    return nullptr;
-}
-
 int32_t scanVariants(ScanShape const& shape, ScanVariant variants[kSCAN_VARIANT_COUNT]) noexcept
 {
     int32_t count = 0;
@@ -250,7 +184,7 @@ int32_t scanVariants(ScanShape const& shape, ScanVariant variants[kSCAN_VARIANT_
     return count;
 }
 
-ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t smCount) noexcept
+ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, ScanDevice const& device) noexcept
 {
     ScanPlan plan;
     if (statesPerThread(variant, shape.states) == 0)
@@ -264,21 +198,27 @@ ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t sm
     {
         return int64_t{sides}
         * scan::sharedLayout(shape.rank, shape.states, threads.statesPerThread, threads.lanes, tile,
-            static_cast<int32_t>(sizeOf(shape.type)), staged)
+            static_cast<int32_t>(sizeOf(shape.type)), staged, shape.givenDelta)
               .bytes;
     };
-    auto const longestBelow = [&](int64_t limit, bool staged)
+    constexpr auto kLIMIT = static_cast<int64_t>(kMAX_SHARED_BYTES);
+    int64_t const roomy = std::min(kLIMIT, device.sharedPerSm / kENOUGH_BLOCKS - kRESERVED_SHARED);
+    auto const longest = [&](bool staged)
     {
-        int32_t tile = 32;
-        while (tile > kRUN && (bytesOf(tile, staged) > limit || tile / 2 >= shape.length))
+        int32_t tile = 2 * kTILE;
+        auto const isTooLarge = [&]
+        {
+            int64_t const bytes = bytesOf(tile, staged);
+            return bytes > (tile > kTILE ? kSHARED_TARGET : std::max(roomy, kSHARED_TARGET));
+        };
+        while (tile > kRUN && (isTooLarge() || tile / 2 >= shape.length))
         {
             tile /= 2;
         }
         return tile;
     };
-    constexpr auto kLIMIT = static_cast<int64_t>(kMAX_SHARED_BYTES);
     plan.stagedWeights = bytesOf(kRUN, true) <= kLIMIT;
-    plan.tileLength = longestBelow(kSHARED_TARGET, plan.stagedWeights);
+    plan.tileLength = longest(plan.stagedWeights);
     plan.sharedBytes = bytesOf(plan.tileLength, plan.stagedWeights);
     if (plan.sharedBytes > kLIMIT)
     {
@@ -288,8 +228,8 @@ ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t sm
     plan.chunkLength = divideUp(shape.length, plan.tileLength) * plan.tileLength;
     if (variant == ScanVariant::kCHUNKED && shape.batch > 0)
     {
-        int64_t const channelBlocks = divideUp(shape.channels, scan::kSIDE_THREADS / threads.lanes);
-        int64_t const wanted = divideUp(chunkTarget(channelBlocks, smCount), shape.batch);
+        int64_t const channelBlocks = scan::channelBlocksOf(shape, threads.lanes);
+        int64_t const wanted = divideUp(chunkTarget(channelBlocks, device.smCount), shape.batch);
         int64_t const chunks = std::clamp<int64_t>(std::min(wanted, shape.length / kMIN_CHUNK), 1, kMAX_CHUNKS);
         plan.chunkLength = divideUp(divideUp(shape.length, chunks), plan.tileLength) * plan.tileLength;
         plan.chunks = static_cast<int32_t>(divideUp(shape.length, plan.chunkLength));
@@ -297,12 +237,12 @@ ScanPlan planScanVariant(ScanShape const& shape, ScanVariant variant, int32_t sm
     return plan;
 }
 
-ScanPlan planScan(ScanShape const& shape, int32_t smCount) noexcept
+ScanPlan planScan(ScanShape const& shape, ScanDevice const& device) noexcept
 {
     ScanVariant variants[kSCAN_VARIANT_COUNT];
     int32_t const count = scanVariants(shape, variants);
     int64_t const sides = scan::makePasses(shape).widest();
-    int64_t const enough = int64_t{6} * smCount;
+    int64_t const enough = int64_t{6} * device.smCount;
     ScanVariant choice = shape.length < kSHORT_LENGTH ? variants[count - 2] : ScanVariant::kCHUNKED;
     for (int32_t i = count - 2; i >= 0; --i)
     {
@@ -312,7 +252,7 @@ ScanPlan planScan(ScanShape const& shape, int32_t smCount) noexcept
             choice = variants[i]; // the widest that fills the device: variants are listed widest first
         }
     }
-    return planScanVariant(shape, choice, smCount);
+    return planScanVariant(shape, choice, device);
 }
 
 std::size_t scanWorkspaceSize(ScanShape const& shape, ScanVariant variant, int32_t smCount) noexcept
@@ -321,7 +261,7 @@ std::size_t scanWorkspaceSize(ScanShape const& shape, ScanVariant variant, int32
     if (variant == ScanVariant::kCHUNKED)
     {
         scan::Threads const threads = scan::threadsOf(variant, shape.states);
-        int64_t const channelBlocks = divideUp(shape.channels, scan::kSIDE_THREADS / threads.lanes);
+        int64_t const channelBlocks = scan::channelBlocksOf(shape, threads.lanes);
         // batch * chunks stays below target + batch, which grows with the batch and with nothing else.
         int64_t const pieces = chunkTarget(channelBlocks, smCount) + shape.batch;
         bytes += scan::chunkStateBytes(shape, pieces) + scan::chunkDeltaBytes(shape, pieces);
@@ -338,37 +278,6 @@ std::size_t planWorkspaceSize(ScanShape const& shape, ScanPlan const& plan) noex
         bytes += scan::chunkStateBytes(shape, pieces) + scan::chunkDeltaBytes(shape, pieces);
     }
     return static_cast<std::size_t>(bytes);
-}
-
-char const* checkScanLaunch(ScanShape const& shape, ScanPlan const& plan, ScanPointers const& pointers,
-    Workspace const& workspace, char* message, std::size_t size) noexcept
-{
-    void const* const z = shape.gated ? pointers.z : pointers.y; // without a gate there is none to miss
-    if (checkPointers({{"u", pointers.u}, {"x_dbl", pointers.xDbl}, {"A", pointers.A}, {"D", pointers.D},
-                          {"dt_weight", pointers.dtWeight}, {"dt_bias", pointers.dtBias}, {"y", pointers.y}, {"z", z}},
-            message, size)
-        != nullptr)
-    {
-        return message;
-    }
-    if (plan.variant == ScanVariant::kNONE || plan.tileLength <= 0 || plan.chunks < 1
-        || plan.chunkLength % plan.tileLength != 0 || plan.chunkLength * plan.chunks < shape.length)
-    {
-        std::snprintf(message, size, "the plan (variant %d, %d chunks of %lld tokens) is not one for %lld tokens",
-            static_cast<int>(plan.variant), static_cast<int>(plan.chunks), static_cast<long long>(plan.chunkLength),
-            static_cast<long long>(shape.length));
-        return message;
-    }
-    std::size_t const needed = planWorkspaceSize(shape, plan);
-    std::size_t const given = workspace.data == nullptr ? 0 : workspace.bytes;
-    if (given < needed)
-    {
-        std::snprintf(message, size, "the workspace has %llu bytes; variant %d with %d chunks needs %llu",
-            static_cast<unsigned long long>(given), static_cast<int>(plan.variant), static_cast<int>(plan.chunks),
-            static_cast<unsigned long long>(needed));
-        return message;
-    }
-    return nullptr;
 }
 
 } // namespace vimdeploy

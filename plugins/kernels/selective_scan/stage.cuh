@@ -120,18 +120,63 @@ __device__ __forceinline__ void stageX(Params const& p, T* target, T const* sour
     }
 }
 
-//! Starts copying a tile of u: `channels` columns from channel `first` on, of which those at or past E are left alone.
+//! Starts copying a tile of B and C, which are tensors of their own with delta given, into rows B | C.
+//! \param b, c the sample's first row of this block's group of channels
+//! \param stride elements from one token to the next
+template <typename T, int kBYTES>
+__device__ __forceinline__ void copyPair(
+    Params const& p, T* target, T const* b, T const* c, int64_t stride, Tile tile, int32_t thread)
+{
+    constexpr int32_t kELEMENTS = kBYTES / static_cast<int32_t>(sizeof(T));
+#pragma unroll 1
+    for (CellWalker cells(thread, p.xVectors); cells.row < tile.count; cells.next())
+    {
+        int32_t const column = cells.column * kELEMENTS;
+        T const* from = (column < p.states ? b + column : c + column - p.states) + (tile.first + cells.row) * stride;
+        T* to = target + cells.row * 2 * p.states + column;
+        if constexpr (kBYTES >= 4)
+        {
+            asyncCopy<kBYTES>(to, from);
+        }
+        else
+        {
+            *to = *from;
+        }
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void stagePair(
+    Params const& p, T* target, T const* b, T const* c, int64_t stride, Tile tile, int32_t thread)
+{
+    switch (p.xVectorBytes)
+    {
+    case 16: copyPair<T, 16>(p, target, b, c, stride, tile, thread); break;
+    case 8: copyPair<T, 8>(p, target, b, c, stride, tile, thread); break;
+    case 4: copyPair<T, 4>(p, target, b, c, stride, tile, thread); break;
+    default:
+        if constexpr (sizeof(T) == 2)
+        {
+            copyPair<T, 2>(p, target, b, c, stride, tile, thread);
+        }
+        break;
+    }
+}
+
+//! Starts copying a tile of u, or of delta: `channels` columns from channel `first` on, of which those at or past `limit`
+//! are left alone.
 //! \param source the sample's first row of this group
 template <typename T>
-__device__ __forceinline__ void stageU(
-    Params const& p, T* target, T const* source, Tile tile, int32_t first, int32_t channels, int32_t thread)
+__device__ __forceinline__ void stageU(Params const& p, T* target, T const* source, Tile tile, int32_t first,
+    int32_t limit, int32_t channels, int32_t thread)
 {
+    int32_t const targetRow = channels + 16 / static_cast<int32_t>(sizeof(T)); // SharedLayout::rawURow
     if (p.vectorized)
     {
         constexpr int32_t kWIDTH = 16 / sizeof(T);
         int32_t const perRow = channels / kWIDTH; // a power of two not above kSIDE_THREADS
         int32_t const column = (thread & (perRow - 1)) * kWIDTH;
-        if (first + column >= p.channels)
+        if (first + column >= limit)
         {
             return;
         }
@@ -143,7 +188,7 @@ __device__ __forceinline__ void stageU(
 #pragma unroll 1
             for (; row < tile.count; row += rowStep)
             {
-                asyncCopy<16>(target + row * channels + column, from);
+                asyncCopy<16>(target + row * targetRow + column, from);
                 from += static_cast<int64_t>(rowStep) * p.channels;
             }
             return;
@@ -152,19 +197,19 @@ __device__ __forceinline__ void stageU(
         for (int32_t row = thread / perRow; row < tile.count; row += rowStep)
         {
             asyncCopy<16>(
-                target + row * channels + column, source + tokenOf(p, tile.first + row) * p.channels + first + column);
+                target + row * targetRow + column, source + tokenOf(p, tile.first + row) * p.channels + first + column);
         }
         return;
     }
     int32_t const column = thread & (channels - 1);
-    if (first + column >= p.channels)
+    if (first + column >= limit)
     {
         return;
     }
 #pragma unroll 1
     for (int32_t row = thread / channels; row < tile.count; row += kSIDE_THREADS / channels)
     {
-        target[row * channels + column] = source[tokenOf(p, tile.first + row) * p.channels + first + column];
+        target[row * targetRow + column] = source[tokenOf(p, tile.first + row) * p.channels + first + column];
     }
 }
 
@@ -209,14 +254,23 @@ template <typename T>
 __device__ __forceinline__ void stageWeights(Params const& p, SharedLayout const& layout, T* target, T const* source,
     int32_t first, int32_t channels, int32_t thread)
 {
-#pragma unroll 1
-    for (int32_t i = thread; i < layout.rankPadded * channels; i += kSIDE_THREADS)
+    int32_t const channel = thread & (channels - 1);
+    bool const exists = first + channel < p.channels;
+    T const* own = source + static_cast<int64_t>(first + channel) * p.rank;
+    int32_t const step = kSIDE_THREADS / channels;
+#pragma unroll 2
+    for (int32_t quad = thread / channels; quad < layout.rankPadded / 4; quad += step)
     {
-        int32_t const channel = i / layout.rankPadded;
-        int32_t const r = i - channel * layout.rankPadded;
-        bool const exists = r < p.rank && first + channel < p.channels;
-        target[(r / 4 * channels + channel) * 4 + r % 4]
-            = exists ? source[static_cast<int64_t>(first + channel) * p.rank + r] : fromFloat<T>(0.0F);
+        T four[4];
+#pragma unroll
+        for (int32_t k = 0; k < 4; ++k)
+        {
+            four[k] = exists && quad * 4 + k < p.rank ? own[quad * 4 + k] : fromFloat<T>(0.0F);
+        }
+        using Word = std::conditional_t<sizeof(T) == 2, uint2, uint4>;
+        Word word;
+        memcpy(&word, four, sizeof(word));
+        *reinterpret_cast<Word*>(target + (quad * channels + channel) * 4) = word;
     }
 }
 

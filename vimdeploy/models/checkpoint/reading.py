@@ -1,6 +1,7 @@
-"""Reading checkpoints safely: ``.pth``/``.pt`` in the layouts people publish, and ``.safetensors``.
+"""Reading checkpoints safely, in the formats and layouts that people publish.
 
-Nothing in a checkpoint is ever executed: pickles are read with ``weights_only=True``, see :mod:`.safe_pickle`.
+Nothing in a checkpoint is ever executed: pickles are read with ``weights_only=True``, see :mod:`.safe_pickle`. Formats
+are told by content (:mod:`.kinds`), files by folder and index (:mod:`.parts`), weights by entry (:mod:`.entries`).
 """
 
 from __future__ import annotations
@@ -12,18 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from vimdeploy.artifacts.files import sha256_file
 from vimdeploy.errors import CheckpointError
+from vimdeploy.models.checkpoint.entries import as_tensors, refuse_inflated, select, unwrap
+from vimdeploy.models.checkpoint.kinds import Kind, tell_kind
+from vimdeploy.models.checkpoint.parts import Parts, find_parts
 from vimdeploy.models.checkpoint.safe_pickle import is_company, load_weights_only, named_globals
 
-_WEIGHTS = {"model": ("model", "state_dict", "model_state_dict", "module"), "ema": ("model_ema", "state_dict_ema")}
 _PROTOCOL_4 = range(140, 151)
 """Operands that pickle protocols 4 and 5 added."""
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-"""Added to every key by DistributedDataParallel and torch.compile."""
 
 
 @dataclass(frozen=True)
@@ -45,53 +45,73 @@ def read_checkpoint(path: Path, weights: str = "model") -> Checkpoint:
     """Read the weights of a checkpoint.
 
     Args:
-        path: ``.pth``, ``.pt`` or ``.safetensors``. Understood are a bare state dict, ``{"model": ...}``, the full
-            layout of a training run (``model``, ``model_ema``, ``args``, ...), and keys prefixed by wrappers.
-        weights: ``"model"``, or ``"ema"`` for the exponential moving average.
+        path: a file of torch, safetensors or numpy (``.npz``), whatever its suffix says; an index of shards, one of
+            its shards, or a folder with one of these. Understood are a bare state dict, ``{"model": ...}`` and the
+            same under any other single name, the full layout of a training run (``model``, ``model_ema``, ``args``,
+            ...), and keys prefixed by wrappers.
+        weights: ``"model"``, ``"ema"`` for the exponential moving average, or the name of an entry.
 
     Raises:
         CheckpointError: the file is missing, empty, truncated or no checkpoint, would execute code, lacks the weights
             asked for, or holds NaN or infinite values.
 
     """
-    _check_file(path)
-    notes: list[str] = []
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, notes)
-    state, entry = _select(path, content, weights)
-    for prefix in _WRAPPER_PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key[len(prefix) :]: value for key, value in state.items()}
-            notes.append(f"removed the prefix '{prefix}' from every key")
+    parts = find_parts(path)
+    notes = list(parts.notes)
+    content = _read_all(parts, notes)
+    state, entry = select(parts.path, content, weights)
+    refuse_inflated(parts.path, state, sum(file.stat().st_size for file in parts.files))
+    state, removed = unwrap(state)
+    notes += removed
     half = {str(v.dtype).removeprefix("torch.") for v in state.values() if v.is_floating_point()} - {"float32"}
     if half:
         notes.append(f"converted weights from {', '.join(sorted(half))} to float32")
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    _check_finite(path, state)
-    arguments = content.get("args")
+    _check_finite(parts.path, state)
     return Checkpoint(
-        path=path,
-        sha256=sha256_file(path),
+        path=parts.path,
+        sha256=parts.sha256(),
         state=state,
         weights=entry,
-        arguments=dict(vars(arguments)) if isinstance(arguments, argparse.Namespace) else {},
+        arguments=_arguments(content),
         notes=tuple(notes),
     )
 
 
-def _check_file(path: Path) -> None:
-    try:
-        size = path.stat().st_size
-        path.open("rb").close()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no such file.", hint="Check the path of the checkpoint.") from error
-    except IsADirectoryError as error:
+def _arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the training script was called with, as far as it was saved as plain values."""
+    for name in ("args", "hyper_parameters", "config"):
+        arguments = content.get(name)
+        if isinstance(arguments, argparse.Namespace):
+            return dict(vars(arguments))
+        if isinstance(arguments, Mapping):
+            return {key: value for key, value in arguments.items() if isinstance(key, str)}
+    return {}
+
+
+def _read_all(parts: Parts, notes: list[str]) -> dict[str, Any]:
+    """Return the content of one file, or the weights of all shards together."""
+    if len(parts.files) == 1 and parts.keys is None:
+        return _read_one(parts.files[0], notes)
+    state: dict[str, Any] = {}
+    for file in parts.files:
+        shard = as_tensors(file, _read_one(file, notes))
+        if twice := next((key for key in shard if key in state), None):
+            raise CheckpointError(f"{file}: holds {twice}, which another shard holds too.")
+        state |= shard
+    if missing := sorted((parts.keys or frozenset()) - state.keys()):
         raise CheckpointError(
-            f"{path}: is a folder, not a checkpoint.", hint="Name the .pth file inside it."
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
-    if size == 0:
-        raise CheckpointError(f"{path}: is empty.", hint="Download or copy the checkpoint again.")
+            f"{parts.path}: promises {missing[0]}, which no shard holds ({len(missing)} are missing).",
+            hint="Download the checkpoint again: index and shards belong together.",
+        )
+    return state
+
+
+def _read_one(path: Path, notes: list[str]) -> dict[str, Any]:
+    kind = tell_kind(path)
+    if kind is Kind.SAFETENSORS:
+        return _read_safetensors(path)
+    return _read_npz(path) if kind is Kind.NPZ else _read_torch(path, notes)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -103,6 +123,17 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path}: is truncated or not a safetensors file ({error}).", hint="Download or copy the checkpoint again."
+        ) from error
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except Exception as error:  # numpy meets damaged bytes at any depth, as torch does
+        raise CheckpointError(
+            f"{path}: is truncated or not a file of numpy arrays ({error}).",
+            hint="Download or copy the checkpoint again.",
         ) from error
 
 
@@ -157,40 +188,16 @@ def _foreign_name(path: Path) -> str:
     return next(foreign, "")
 
 
-def _select(path: Path, content: Mapping[str, Any], weights: str) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict asked for and the key it stands under."""
-    nested = [key for key in _WEIGHTS[weights] if isinstance(content.get(key), Mapping)]
-    if nested:
-        return _tensors(path, content[nested[0]]), nested[0]
-    others = [key for keys in _WEIGHTS.values() for key in keys if isinstance(content.get(key), Mapping)]
-    if weights == "ema" or others:
-        held = f"only '{others[0]}'" if others else "a bare state dict"
-        other = "ema" if weights == "model" else "model"
-        raise CheckpointError(
-            f"{path}: has no weights to take for --weights {weights}; it holds {held}.",
-            hint=f"Use --weights {other}.",
-        )
-    return _tensors(path, content), "state dict"
-
-
-def _tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not state:
-        keys = ", ".join(sorted(map(str, content))[:10]) or "nothing"
-        raise CheckpointError(
-            f"{path}: holds no weights (its entries: {keys}).",
-            hint="Save model.state_dict(), or {'model': model.state_dict()}.",
-        )
-    if sparse := [key for key, value in state.items() if value.layout != torch.strided]:
-        raise CheckpointError(f"{path}: {sparse[0]} is sparse.", hint="Save it with .to_dense().")
-    return state
-
-
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    broken = [key for key, value in state.items() if value.is_floating_point() and not _is_finite(value)]
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise CheckpointError(
             f"{path}: NaN or infinite values in {', '.join(broken[:3])}{more}.",
             hint="The training run diverged; use an earlier checkpoint, or --weights ema if the file has it.",
         )
+
+
+def _is_finite(value: Tensor) -> bool:
+    # isfinite writes three temporaries of the weight's size. A sum tells in one pass, unless finite values overflow it.
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 _FRAMEWORKS = (
@@ -68,6 +69,32 @@ def _sequence(*args: Any) -> list[Any]:
 _FILLED_AFTERWARDS = {"collections.defaultdict": _mapping, "collections.deque": _sequence}
 
 
+_DTYPES = [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
+"""Classes of the numeric types of numpy, which a pickled array restores."""
+
+
+def _arrays(name: str) -> Any:
+    """Return what makes a numeric array of numpy, by any of the names that its versions give it; None for the rest."""
+    if name == "numpy.ndarray":
+        return np.ndarray
+    if name == "numpy.dtype":
+        return _numeric_dtype
+    if name.endswith(".multiarray._reconstruct"):
+        return _reconstruct
+    return None
+
+
+def _numeric_dtype(code: Any, *_: Any) -> Any:
+    # A copy: its byte order is set next, and numpy's own objects are shared by the whole process.
+    dtype = np.dtype(code, False, True) if isinstance(code, str) else None
+    return dtype if type(dtype) in _DTYPES else Unread()
+
+
+def _reconstruct(*_: Any) -> Any:
+    """Return an empty array, whose state follows; the pickle's own arguments could ask for any size."""
+    return np.ndarray((0,), np.int8)
+
+
 def load_weights_only(path: Path) -> tuple[Any, tuple[str, ...]]:
     """Read a file that ``torch.save`` wrote; nothing in it is executed.
 
@@ -82,13 +109,17 @@ def load_weights_only(path: Path) -> tuple[Any, tuple[str, ...]]:
 
     """
     names = {name for name in named_globals(path) if is_company(name)}
-    harmless: list[Any] = [argparse.Namespace]
+    harmless: list[Any] = [argparse.Namespace, *_DTYPES]
     for name in names:
+        if array := _arrays(name):
+            harmless.append((array, name))
+            continue
         other = OrderedDict if _MAPPINGS.fullmatch(name) else Unread
         harmless.append((_FILLED_AFTERWARDS.get(name, other), name))
     with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about pickle protocols
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by its path, torch would tell the format by the suffix
+            content = torch.load(file, map_location="cpu", weights_only=True)
     return content, tuple(sorted({name.partition(".")[0] for name in names} & set(_FRAMEWORKS)))
 
 

@@ -66,7 +66,7 @@ def _make_net(config: DeitConfig) -> Any:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise MissingDependencyError(
-            "DeiT needs the transformers library, which is not installed.", hint="pip install 'vimdeploy[deit]'"
+            "DeiT needs the transformers library, which is not installed.", hint="pip install transformers"
         ) from error
     transformers.AttentionInterface.register(_ATTENTION, _attention)
     return transformers.ViTForImageClassification(

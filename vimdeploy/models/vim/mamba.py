@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vimdeploy.models.family import FoldedMixer
+from vimdeploy.models.initial import initial_dt_bias, initial_log_a
 from vimdeploy.models.vim.config import VimConfig
 from vimdeploy.ops.conv import causal_conv1d, causal_conv1d_differentiable
+from vimdeploy.ops.dispatch import autograd_follows
 from vimdeploy.ops.scan import selective_scan, selective_scan_differentiable
 
 
@@ -66,7 +68,7 @@ def mix(hidden: Tensor, w: MixerWeights) -> Tensor:
 
     Runs the custom ops, or the plain torch functions where autograd has to follow.
     """
-    if torch.is_grad_enabled() and (hidden.requires_grad or w.A.requires_grad):
+    if autograd_follows(hidden, w.A):
         conv, scan = causal_conv1d_differentiable, selective_scan_differentiable
     else:
         conv, scan = causal_conv1d, selective_scan
@@ -99,7 +101,6 @@ class Mamba(nn.Module):
         self.divides = config.if_divide_out
         self.forward_only = config.bimamba_type == "none" or not config.use_fast_path
         D, E, N, R, K = config.embed_dim, config.d_inner, config.d_state, config.dt_rank, config.d_conv
-        A_log = torch.arange(1, N + 1, dtype=torch.float32).log().repeat(E, 1)
 
         def conv() -> nn.Conv1d:
             return nn.Conv1d(E, E, K, groups=E, padding=K - 1, bias=config.conv_bias)
@@ -110,10 +111,10 @@ class Mamba(nn.Module):
         self.conv1d = conv()
         self.x_proj = nn.Linear(E, R + 2 * N, bias=False)
         self.dt_proj = nn.Linear(R, E)
-        self.A_log = nn.Parameter(A_log)
+        self.A_log = nn.Parameter(initial_log_a(E, N))
         self.D = nn.Parameter(torch.ones(E))
         if config.bimamba_type in ("v1", "v2"):
-            self.A_b_log = nn.Parameter(A_log.clone())
+            self.A_b_log = nn.Parameter(initial_log_a(E, N))
         if config.bimamba_type == "v2":
             self.conv1d_b = conv()
             self.x_proj_b = nn.Linear(E, R + 2 * N, bias=False)
@@ -129,8 +130,7 @@ class Mamba(nn.Module):
                 assert isinstance(module, nn.Linear)
                 bound = module.in_features**-0.5
                 nn.init.uniform_(module.weight, -bound, bound)
-                dt = 0.001 * 100 ** torch.rand(module.out_features)
-                module.bias.data = dt + torch.log(-torch.expm1(-dt))
+                module.bias = nn.Parameter(initial_dt_bias(module.out_features))
 
     def fold(self) -> MixerWeights:
         """Return the weights in the form of the custom ops.

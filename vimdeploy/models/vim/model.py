@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vimdeploy.models.family import FamilyModel, Tap
+from vimdeploy.models.initial import computed
 from vimdeploy.models.vim.config import VimConfig
 from vimdeploy.models.vim.mamba import FoldedMamba, Mamba
 
@@ -57,15 +58,8 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, dim: int, pt_seq_len: int, ft_seq_len: int) -> None:
         super().__init__()
-        half = dim // 2
-        frequencies = 1.0 / 10000.0 ** (torch.arange(0, half, 2).float() / half)
-        positions = torch.arange(ft_seq_len) / ft_seq_len * pt_seq_len
-        angles = torch.outer(positions, frequencies).repeat_interleave(2, dim=-1)
-        rows = angles[:, None].expand(-1, ft_seq_len, -1)
-        columns = angles[None].expand(ft_seq_len, -1, -1)
-        both = torch.cat([rows, columns], dim=-1).reshape(ft_seq_len * ft_seq_len, dim)
-        self.register_buffer("freqs_cos", both.cos())
-        self.register_buffer("freqs_sin", both.sin())
+        self.register_buffer("freqs_cos", computed(lambda: _angles(dim, pt_seq_len, ft_seq_len).cos()))
+        self.register_buffer("freqs_sin", computed(lambda: _angles(dim, pt_seq_len, ft_seq_len).sin()))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Rotate tokens (B, L, D)."""
@@ -75,6 +69,17 @@ class RotaryEmbedding(nn.Module):
         quarter_turn = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).reshape(rest.shape)
         rotated = rest * self.freqs_cos + quarter_turn * self.freqs_sin
         return torch.cat([tokens[:, :1], rotated], dim=1) if skipped else rotated
+
+
+def _angles(dim: int, pt_seq_len: int, ft_seq_len: int) -> Tensor:
+    """Return the angle of every channel of every patch, (ft_seq_len^2, dim): half of them by row, half by column."""
+    half = dim // 2
+    frequencies = 1.0 / 10000.0 ** (torch.arange(0, half, 2).float() / half)
+    positions = torch.arange(ft_seq_len) / ft_seq_len * pt_seq_len
+    angles = torch.outer(positions, frequencies).repeat_interleave(2, dim=-1)
+    rows = angles[:, None].expand(-1, ft_seq_len, -1)
+    columns = angles[None].expand(ft_seq_len, -1, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(ft_seq_len * ft_seq_len, dim)
 
 
 def make_norm(config: VimConfig) -> nn.Module:

@@ -1,7 +1,7 @@
 """Which Vision Mamba a checkpoint holds.
 
 What shapes leave open comes, in this order, from the user's arguments, the recipe named, the checkpoint's own training
-arguments, and the released model that fits.
+arguments, its file's name, and the released model that fits. Where these contradict each other, both are named.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from vimdeploy.artifacts.recipe import Recipe
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint.reading import Checkpoint
 from vimdeploy.models.evidence import (
+    FILE_NAME,
+    GUESS,
     MODEL_ARGS,
     OFFICIAL,
+    OWN,
     RELEASED,
     SHAPES,
     Layer,
@@ -27,13 +31,17 @@ from vimdeploy.models.evidence import (
     ratio_of,
     recipes_of,
     refuse_contradictions,
+    refuse_disagreement,
     require_keys,
     shapes_of,
     show_value,
 )
 from vimdeploy.models.family import Given, Recognised
 from vimdeploy.models.vim.config import VimConfig, read_official_arguments
+from vimdeploy.models.vim.image_size import settle_img_size
 
+_UNSEEN = ("use_middle_cls_token", "if_divide_out", "final_pool_type", "stride", "img_size")
+"""What no shape shows."""
 _RELEASED_DEFAULTS = {"final_pool_type": "mean"}
 """Where every released model differs from the official constructor's defaults and shapes cannot tell."""
 
@@ -62,7 +70,9 @@ def recognise_vim(checkpoint: Checkpoint, wanted: Given) -> Recognised:
         # Fine-tuning to other classes keeps the recipe; its class names then no longer apply.
         refuse_others(checkpoint, facts, values, f"recipe {recipe.name}", free=("num_classes", "img_size"))
         layers.append((f"recipe {recipe.name}", values))
-    layers += own_arguments(checkpoint, notes)
+    layers += [*own_arguments(checkpoint, notes), *from_file_name(checkpoint)]
+    refuse_classes(checkpoint, facts)
+    refuse_disagreement(checkpoint, layers[2:], decided={*facts, *given.values}, free=("img_size", "stride"))
     released = _released_with(shapes)
     if released is not None:
         values = read_official_arguments(released.model, f"recipe {released.name}").values
@@ -70,7 +80,7 @@ def recognise_vim(checkpoint: Checkpoint, wanted: Given) -> Recognised:
     layers.append((RELEASED, _RELEASED_DEFAULTS))
 
     values, sources = merge_layers(layers)
-    settle_img_size(checkpoint, shapes, layers, values, sources)
+    settle_img_size(checkpoint, shapes, layers, values, sources, notes)
     config = VimConfig(**values)
     if config.num_classes == 0:
         notes.append(
@@ -78,7 +88,19 @@ def recognise_vim(checkpoint: Checkpoint, wanted: Given) -> Recognised:
             "pyramid, pass --task dense"
         )
     sources.update({f.name: OFFICIAL for f in fields(VimConfig) if f.name not in sources})
+    _say_guesses(checkpoint, config, sources, notes)
     return Recognised(config, sources, recipe or _recipe_for(config), tuple(notes))
+
+
+def refuse_classes(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
+    """Raise UsageError where the training arguments count other classes than the head has."""
+    classes = checkpoint.arguments.get("nb_classes", checkpoint.arguments.get("num_classes"))
+    if isinstance(classes, int) and classes > 0 and facts["num_classes"] not in (0, classes):
+        raise UsageError(
+            f"{checkpoint.path}: {OWN} say {classes} classes, the checkpoint's head has {facts['num_classes']}.",
+            hint="Arguments and weights are of different runs: pass the checkpoint that belongs together, or save "
+            "model.state_dict() alone.",
+        )
 
 
 def facts_from_shapes(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Any]:
@@ -158,90 +180,78 @@ def _depth(checkpoint: Checkpoint, shapes: Shapes) -> int:
     return len(numbers)
 
 
-def own_arguments(checkpoint: Checkpoint, notes: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def own_arguments(checkpoint: Checkpoint, notes: list[str]) -> list[Layer]:
     """Return what the checkpoint's training arguments say; its model name is a hint, its shapes are not overridden."""
     own: dict[str, Any] = {}
     size = checkpoint.arguments.get("input_size")
+    size = size[-1] if isinstance(size, (list, tuple)) and size else size  # timm's (3, 224, 224)
     if isinstance(size, int) and size > 0:
         own["img_size"] = (size, size)
     name = checkpoint.arguments.get("model")
     for recipe in recipes_of("vim"):
         if isinstance(name, str) and name in (recipe.official_name, recipe.name):
-            own = {**read_official_arguments(recipe.model, f"recipe {recipe.name}").values, **own}
+            values = read_official_arguments(recipe.model, f"recipe {recipe.name}").values
+            own = {**values, "img_size": own.get("img_size", values["img_size"])}
+            if "input_size" not in checkpoint.arguments:
+                own.pop("img_size")
     if isinstance(name, str) and len(own) <= 1:
         notes.append(f"the checkpoint was trained as '{name}', which is no released model")
-    return [("the checkpoint's training arguments", own)]
+    return [(OWN, own)]
+
+
+def from_file_name(checkpoint: Checkpoint) -> list[Layer]:
+    """Return what the name of the file says: a published checkpoint's, or the marks that authors put into names."""
+    name = checkpoint.path.name.lower()
+    stem = checkpoint.path.stem.lower()
+    for recipe in recipes_of("vim"):
+        known = [recipe.name, *([Path(recipe.checkpoint).stem] if recipe.checkpoint else [])]
+        if any(stem.startswith(each.lower()) for each in known):
+            values = read_official_arguments(recipe.model, f"recipe {recipe.name}").values
+            return [(FILE_NAME, {key: value for key, value in values.items() if key in _UNSEEN})]
+    if "videomamba" in name:
+        return [(FILE_NAME, {"use_middle_cls_token": False, "if_divide_out": False})]
+    marks = {"midclstok": ("use_middle_cls_token", True), "div2": ("if_divide_out", True)}
+    said = dict(value for mark, value in marks.items() if mark in name.replace("_", ""))
+    return [(FILE_NAME, said)] if said else []
 
 
 def _released_with(shapes: Shapes) -> Recipe | None:
-    """Return the released Vim whose every shape this is, for what shapes alone leave open (its stride)."""
+    """Return the released model whose every shape this is, whatever its classes, for what shapes leave open.
+
+    Relatives share shapes with the family's own models, which are meant more often and come first.
+    """
+    found = []
     for recipe in recipes_of("vim"):
         config = VimConfig(**read_official_arguments(recipe.model, recipe.name).values)
         if (
             shapes.get("pos_embed") == (1, config.num_tokens, config.embed_dim)
-            and shapes.get("head.weight") == (config.num_classes, config.embed_dim)
             and f"layers.{config.depth - 1}.norm.weight" in shapes
             and f"layers.{config.depth}.norm.weight" not in shapes
         ):
-            return recipe
-    return None
-
-
-def settle_img_size(
-    checkpoint: Checkpoint,
-    shapes: Shapes,
-    layers: list[Layer],
-    values: dict[str, Any],
-    sources: dict[str, str],
-) -> None:
-    """Find the image size that gives as many patches as the position embeddings have.
-
-    The first source whose size and stride fit is taken; only what the user asked for by name must fit. Without a fit
-    the image is taken to be square.
-    """
-    if "pos_embed" not in shapes:
-        return
-    class_tokens = (2 if values.get("use_double_cls_token") else 1) if values["if_cls_token"] else 0
-    patches = shapes["pos_embed"][1] - class_tokens
-    patch = values["patch_size"]
-    given_stride = next(
-        (layer["stride"] for source, layer in layers if source == MODEL_ARGS and "stride" in layer), None
-    )
-    for source, layer in layers:
-        if "img_size" not in layer:
-            continue
-        size, stride = layer["img_size"], given_stride or layer.get("stride", values.get("stride", patch[0]))
-        if (found := _patches(size, patch, stride)) == patches:
-            values.update(img_size=size, stride=stride)
-            sources["img_size"] = sources["stride"] = source
-            return
-        if source == MODEL_ARGS:
-            raise UsageError(
-                f"{checkpoint.path}: {source} says img_size = {show_value(size)}, which gives {found} patches at "
-                f"stride {stride}; the checkpoint's position embeddings have {patches}.",
-                hint="img_size is the size it was trained at; to export at another one, use --img-size.",
-            )
-    stride = given_stride or patch[0]
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise UsageError(
-            f"{checkpoint.path}: {patches} patches do not form a square image.",
-            hint="Pass the size it was trained at: --model-args '{\"img_size\": [height, width]}'.",
-        )
-    values.update(img_size=tuple((side - 1) * stride + p for p in patch), stride=stride)
-    sources["img_size"] = f"{patches} position embeddings, taken as a square"
-    if given_stride is None:
-        sources["stride"] = "the patch size"
-
-
-def _patches(size: tuple[int, int], patch: tuple[int, int], stride: int) -> int:
-    rows, columns = ((s - p) // stride + 1 for s, p in zip(size, patch, strict=True))
-    return max(rows, 0) * max(columns, 0)
+            found.append(recipe)
+    return min(found, key=lambda recipe: not recipe.name.startswith(recipe.family), default=None)
 
 
 def _recipe_for(config: VimConfig) -> Recipe | None:
-    """Return the recipe of exactly this model, or None."""
+    """Return the recipe of this model; fine-tuning to other classes and another size keeps it."""
     for recipe in recipes_of("vim"):
-        if VimConfig(**read_official_arguments(recipe.model, recipe.name).values) == config:
+        known = VimConfig(**read_official_arguments(recipe.model, recipe.name).values)
+        if replace(known, num_classes=config.num_classes, img_size=config.img_size) == config:
             return recipe
     return None
+
+
+def _say_guesses(checkpoint: Checkpoint, config: VimConfig, sources: Mapping[str, str], notes: list[str]) -> None:
+    """Note, loudly, what came from released models or defaults and would change every logit if it were wrong."""
+    unseen = ["if_divide_out"] if config.bimamba_type == "v2" else []
+    unseen += ["use_middle_cls_token"] if config.if_cls_token and not config.use_double_cls_token else []
+    unseen += [] if config.if_cls_token else ["final_pool_type"]
+    guessed = [name for name in unseen if sources[name].startswith((RELEASED, OFFICIAL))]
+    if guessed:
+        values = config.official()
+        said = ", ".join(f"{name} = {show_value(values[name])}" for name in guessed)
+        origins = " and ".join(dict.fromkeys(sources[name] for name in guessed))
+        notes.append(
+            f"{GUESS}{said}, from {origins}; other models of the same shapes (VideoMamba's have the class token "
+            "first and halve nothing) need --recipe or --model-args"
+        )

@@ -30,7 +30,8 @@ from vimdeploy.models.vim.dense_config import (
     quarters,
     read_dense_arguments,
 )
-from vimdeploy.models.vim.recognise import facts_from_shapes, recognise_vim, refuse_others, settle_img_size
+from vimdeploy.models.vim.image_size import settle_img_size
+from vimdeploy.models.vim.recognise import facts_from_shapes, recognise_vim, refuse_others
 
 SHIPPED = "the official segmentation and detection configurations"
 _UNREAD = {
@@ -74,7 +75,7 @@ def recognise_dense(checkpoint: Checkpoint, wanted: Given) -> Recognised:
     layers.append((SHIPPED, _shipped(facts)))
     values, sources = merge_layers(layers)
     values["if_cls_token"] = False
-    settle_img_size(checkpoint, shapes, layers, values, sources)
+    settle_img_size(checkpoint, shapes, layers, values, sources, notes)
     config = VimDenseConfig(**values)
     assumed = {*config.official(), "use_fast_path"} - sources.keys() - _UNREAD
     sources.update(dict.fromkeys(sorted(assumed), OFFICIAL))

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from vimdeploy.errors import UsageError
 from vimdeploy.models.checkpoint.reading import Checkpoint
+from vimdeploy.models.evidence import GUESS
 from vimdeploy.models.family import Family, Given, Recognised, Resized, change_of_size
 from vimdeploy.models.vmamba.config import VmambaConfig, read_vmamba_arguments
 from vimdeploy.models.vmamba.layers2d import make_norm
@@ -28,7 +30,7 @@ def recognise(checkpoint: Checkpoint, given: Given) -> tuple[Checkpoint, Recogni
     recognised = recognise_vmamba(checkpoint, given)
     config = recognised.config
     assert isinstance(config, VmambaConfig)
-    return _norm_features(checkpoint, config) if config.is_backbone else checkpoint, recognised
+    return _norm_features(checkpoint, config, given) if config.is_backbone else checkpoint, recognised
 
 
 def resize(state: Mapping[str, Tensor], old: VmambaConfig, new: VmambaConfig, official: bool) -> Resized:
@@ -38,15 +40,20 @@ def resize(state: Mapping[str, Tensor], old: VmambaConfig, new: VmambaConfig, of
     return Resized(dict(state), f"{how} {change_of_size(old, new)}")
 
 
-def _norm_features(checkpoint: Checkpoint, config: VmambaConfig) -> Checkpoint:
-    """Turn a VMamba classifier's weights into its backbone's, which norms each feature map."""
+def _norm_features(checkpoint: Checkpoint, config: VmambaConfig, given: Given) -> Checkpoint:
+    """Turn a VMamba classifier's weights into its backbone's, which norms each feature map, where the user asks."""
     if any(key.startswith("outnorm") for key in checkpoint.state):
         return checkpoint
+    if not given.dense:
+        raise UsageError(
+            f"{checkpoint.path}: its backbone has no norms of the feature maps (outnorm), which a trained one has.",
+            hint="--task dense takes it with untrained norms (weight 1, bias 0), as the official code starts from.",
+        )
     state = {key: value for key, value in checkpoint.state.items() if not key.startswith("classifier.")}
     for i in sorted(set(config.out_indices)):
         norm = make_norm(config.norm_layer, config.dims[i])
         state.update({f"outnorm{i}.{key}": value for key, value in norm.state_dict().items()})
-    note = "a classifier taken as a backbone: its feature maps get untrained norms (weight 1, bias 0), as officially"
+    note = GUESS + "a classifier taken as a backbone: its feature maps get untrained norms (weight 1, bias 0)"
     return replace(checkpoint, state=state, notes=(*checkpoint.notes, note))
 
 

@@ -11,6 +11,7 @@ from vimdeploy.artifacts.recipe import Recipe
 from vimdeploy.errors import CheckpointError, UsageError
 from vimdeploy.models.checkpoint.reading import Checkpoint
 from vimdeploy.models.evidence import (
+    GUESS,
     MODEL_ARGS,
     OFFICIAL,
     SHAPES,
@@ -70,7 +71,12 @@ def recognise_vmamba(checkpoint: Checkpoint, wanted: Given) -> Recognised:
     values, sources = merge_layers([*layers, (ASSUMED, {"ssm_act_layer": "silu", "mlp_act_layer": "gelu"})])
     config = VmambaConfig(**values)
     sources.update({name: OFFICIAL for name in config.official() if name not in sources})
-    return Recognised(config, sources, named, (*given.notes, *config.notes))
+    notes = [*given.notes, *config.notes]
+    if sources.get("forward_type") == ASSUMED:
+        notes.append(
+            f"{GUESS}forward_type {config.official()['forward_type']}, as {ASSUMED}; --model-args says another"
+        )
+    return Recognised(config, sources, named, tuple(notes))
 
 
 def facts_from_shapes(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, Any]:

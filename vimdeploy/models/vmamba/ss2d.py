@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vimdeploy.models.family import FoldedMixer
+from vimdeploy.models.initial import computed, initial_dt_bias, initial_log_a
 from vimdeploy.models.vmamba.config import VmambaConfig
 from vimdeploy.models.vmamba.layers2d import ACTIVATIONS, Permute
+from vimdeploy.ops.dispatch import autograd_follows
 from vimdeploy.ops.scan import selective_scan, selective_scan_differentiable
 
 DIRECTIONS = 4
@@ -126,8 +128,7 @@ class FoldedSS2D(FoldedMixer):
 def _mix(x: Tensor, w: ScanWeights, parts: SS2D | FoldedSS2D) -> Tensor:
     """Apply one SS2D to (B, H, W, C): the custom op, or plain torch functions where autograd has to follow."""
     kind = parts.kind
-    followed = torch.is_grad_enabled() and (x.requires_grad or w.A.requires_grad)
-    scan = selective_scan_differentiable if followed else selective_scan
+    scan = selective_scan_differentiable if autograd_follows(x, w.A) else selective_scan
     # Two products instead of one and a split: the split would be a copy in every runtime.
     value = x @ w.in_x
     gate = None if w.in_z is None else x @ w.in_z
@@ -163,11 +164,15 @@ def _make_out_norm(kind: str, channels: int) -> nn.Module:
 def _initial_state(init: str, N: int, R: int, E: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return A_logs (4E, N), dt weight (4, E, R) and dt bias (4, E) of an untrained block; ``init`` is v0, v1 or v2."""
     if init == "v0":  # Mamba's: A = -1..-N, and dt log-uniform between 0.001 and 0.1
-        A_logs = torch.arange(1, N + 1, dtype=torch.float32).log().repeat(DIRECTIONS * E, 1)
-        dt = 0.001 * 100 ** torch.rand(DIRECTIONS, E)
+        dt_bias = initial_dt_bias(DIRECTIONS, E)
         weight = torch.empty(DIRECTIONS, E, R).uniform_(-math.sqrt(1 / R), math.sqrt(1 / R))
-        return A_logs, weight, dt + torch.log(-torch.expm1(-dt))
+        return initial_log_a(DIRECTIONS * E, N), weight, dt_bias
+    draw = torch.randn if init == "v1" else torch.rand
+
+    def small(*shape: int) -> Tensor:
+        return computed(lambda: 0.1 * draw(*shape))
+
+    weight, dt_bias = small(DIRECTIONS, E, R), small(DIRECTIONS, E)
     if init == "v1":
-        draws = torch.randn(DIRECTIONS, E, R), torch.randn(DIRECTIONS, E)
-        return torch.randn(DIRECTIONS * E, N), 0.1 * draws[0], 0.1 * draws[1]
-    return torch.zeros(DIRECTIONS * E, N), 0.1 * torch.rand(DIRECTIONS, E, R), 0.1 * torch.rand(DIRECTIONS, E)
+        return computed(lambda: torch.randn(DIRECTIONS * E, N)), weight, dt_bias
+    return torch.zeros(DIRECTIONS * E, N), weight, dt_bias

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vimdeploy.doctor.machine import Machine, ask
-from vimdeploy.doctor.report import Library
+from vimdeploy.doctor.report import RuntimeLibrary
 from vimdeploy.native.elf import elf_problem
 from vimdeploy.native.process import Answer, run
 
@@ -105,7 +105,7 @@ def _loader_cache(machine: Machine) -> Iterator[Path]:
             yield Path(target)
 
 
-def examine_library(machine: Machine, path: Path, sources: tuple[str, ...]) -> Library:
+def examine_library(machine: Machine, path: Path, sources: tuple[str, ...]) -> RuntimeLibrary:
     """Say what a library is and whether it can be loaded; loading happens in a process of its own."""
     match = _NAME.match(path.name)
     family, version = (match[1], match[2].lstrip(".")) if match else (path.name, "")
@@ -114,7 +114,7 @@ def examine_library(machine: Machine, path: Path, sources: tuple[str, ...]) -> L
         answer = ask(machine, _ASK_VERSION, str(path))
         problem = _problem_of(answer)
         version = version if problem else decode_version(int(answer.value["version"]))
-    return Library(family, str(path), version, sources, problem, _owner(machine, path))
+    return RuntimeLibrary(family, str(path), version, sources, problem, _owner(machine, path))
 
 
 def _owner(machine: Machine, path: Path) -> str:
