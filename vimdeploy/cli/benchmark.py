@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import vimdeploy
 from vimdeploy.cli.screen import print_json, reporter, say, table
+from vimdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from vimdeploy.commands.benchmark import Benchmark
@@ -37,14 +39,11 @@ def benchmark(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
     """Measure how fast models run here: backends and models side by side, in turns."""
-    from vimdeploy.commands.benchmark import benchmark as measure
-    from vimdeploy.errors import UsageError
-
     sizes = batch.split(",")
     if not all(size.strip().isdigit() for size in sizes):
         raise UsageError(f"--batch {batch}: batch sizes are numbers, as 1,8.")
     with reporter("Benchmark") as told:
-        result = measure(
+        result = vimdeploy.benchmark(
             models,
             backends=[name.strip() for name in backend.split(",") if name.strip()],
             against=against or [],
