@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vimdeploy.version import __version__
 
 if TYPE_CHECKING:
+    from vimdeploy.commands.benchmark import benchmark as benchmark
     from vimdeploy.commands.build_engine import build_engine as build_engine
     from vimdeploy.commands.convert import convert as convert
     from vimdeploy.commands.export import export as export
@@ -31,6 +32,7 @@ _HOME = {
     "BuildOptions": "vimdeploy.tensorrt.options",
     "Reporter": "vimdeploy.progress",
     "VimdeployError": "vimdeploy.errors",
+    "benchmark": "vimdeploy.commands.benchmark",
     "build_engine": "vimdeploy.commands.build_engine",
     "convert": "vimdeploy.commands.convert",
     "export": "vimdeploy.commands.export",

@@ -188,3 +188,30 @@ TEST_F(Portability, APlanOfOtherKernelSourcesIsRefusedInWords)
         EXPECT_NE(listener.text().find("unknown attribute 'sm_count'"), std::string::npos) << listener.text();
     }
 }
+
+TEST_F(Portability, TilesFillTheTensorCoresWhereverFourBlocksFit)
+{
+    struct Case
+    {
+        int32_t channels;
+        int32_t rank;
+        int32_t sharedKib; //!< of an SM: H100, A100, RTX 4090
+        int32_t tile;
+    };
+    for (Case const& test : {Case{384, 12, 228, 16}, {768, 24, 228, 16}, {1536, 48, 228, 16}, {384, 12, 164, 16},
+             {768, 24, 164, 16}, {1536, 48, 164, 8}, {384, 12, 100, 16}, {768, 24, 100, 8}, {1536, 48, 100, 8}})
+    {
+        ScanShape shape;
+        shape.batch = 64;
+        shape.length = 197;
+        shape.channels = test.channels;
+        shape.rank = test.rank;
+        shape.groups = 2;
+        shape.directions[1] = -1;
+        shape.type = DType::kFLOAT16;
+        ScanPlan const plan = planScanVariant(shape, ScanVariant::kTHREAD_16, ScanDevice{132, test.sharedKib * 1024});
+        EXPECT_EQ(plan.tileLength, test.tile)
+            << "E " << test.channels << ", " << test.sharedKib << " KiB, " << plan.sharedBytes << " bytes a block";
+        EXPECT_LE(plan.sharedBytes, static_cast<int64_t>(kMAX_SHARED_BYTES));
+    }
+}

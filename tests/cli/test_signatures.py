@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], type | None, dict[str, str | None]
     "verify": (vimdeploy.verify, None, {"output": None}),
     "inspect": (vimdeploy.inspect, None, {}),
     "demo": (run_demo, None, {}),
+    "benchmark": (vimdeploy.benchmark, None, {"backend": "backends", "batch": "batch"}),
     "serve-repo": (serve_repo, RepositoryOptions, {"timeout_ms": "timeout_us"}),
     "convert": (
         vimdeploy.convert,

@@ -9,9 +9,8 @@ import typer
 
 import vimdeploy
 from vimdeploy.cli import show
-from vimdeploy.cli.options import AsJson, EngineGroup, HalfGroup, grouped, one_precision, refuse_with_json
-from vimdeploy.cli.screen import print_json, reporter, result, say
-from vimdeploy.errors import UsageError
+from vimdeploy.cli.options import AsJson, EngineGroup, HalfGroup, grouped, one_precision, refuse_flags, refuse_with_json
+from vimdeploy.cli.screen import print_json, reporter, result
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +46,12 @@ def convert(
     """Convert a float32 ONNX file to half precision, or to another form."""
     refuse_with_json(as_json, policy=policy)
     if portable or plugin_only:
-        _convert_form(model, output, portable, plugin_only, fp16 or bf16 or policy, as_json)
+        form = "portable" if portable else "plugin-only"
+        why, hint = f"--{form} keeps the types", "Convert to half precision first, then that file."
+        half.refuse(why, hint)
+        refuse_flags(why, hint, fp16=fp16, bf16=bf16, policy=policy, no_verify=not verify)
+        refuse_flags(f"--{form} stands alone", "Leave one out.", plugin_only=portable and plugin_only)
+        _convert_form(model, output, form, as_json=as_json)
         return
     precision = one_precision(fp16=fp16, bf16=bf16) or "fp16"
     with reporter("Converting") as told:
@@ -68,20 +72,14 @@ def convert(
     show.converted(made)
 
 
-def _convert_form(
-    model: Path, output: Path | None, portable: bool, plugin_only: bool, half: bool, as_json: bool
-) -> None:
+def _convert_form(model: Path, output: Path | None, form: str, *, as_json: bool) -> None:
     from vimdeploy.commands.convert_form import convert_form
 
-    if half or (portable and plugin_only):
-        raise UsageError(
-            "--portable and --plugin-only stand alone.", hint="Convert to half precision first, then that file."
-        )
-    written = convert_form(model, output, form="portable" if portable else "plugin-only")
+    written = convert_form(model, output, form=form)
     if as_json:
         print_json({"path": str(written)})
     else:
-        say(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+        result(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
 
 
 @grouped

@@ -359,10 +359,16 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def refuse_flags(why: str, hint: str, **flags: bool) -> None:
+    """Raise UsageError for a flag that was given and would not be used."""
+    if name := next((name for name, given in flags.items() if given), None):
+        raise UsageError(f"--{name.replace('_', '-')}: not used, {why}.", hint=hint)
+
+
 def refuse_with_json(as_json: bool, **tables: bool) -> None:
     """Raise UsageError for a table that was asked for together with JSON."""
-    if as_json and (name := next((name for name, wanted in tables.items() if wanted), None)):
-        raise UsageError(f"--{name} is a table for people, and --json prints none.", hint="Leave one of them out.")
+    if as_json:
+        refuse_flags("--json prints no table", "Leave one of them out.", **tables)
 
 
 def one_precision(*, fp32: bool = False, fp16: bool = False, bf16: bool = False) -> str | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vimdeploy.cli.options import Ops
-from vimdeploy.cli.screen import print_json, say, table
+from vimdeploy.cli.screen import print_json, result, say, table
 from vimdeploy.errors import ArtifactError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -110,8 +110,9 @@ def _write_shards(model: Path, sources: list[str], request: Request, output: str
         _show_accuracy(run)
     if as_json:
         print_json(asdict(summary))
-    fresh = f", {summary.resumed} of them from earlier runs" if summary.resumed else ""
-    say(f"wrote {summary.rows} rows{fresh} in {summary.shards} shards to {output}")
+    else:
+        fresh = f", {summary.resumed} of them from earlier runs" if summary.resumed else ""
+        result(f"wrote {summary.rows} rows{fresh} in {summary.shards} shards to {output}")
     _say_odd(summary.errors, summary.rows, summary.repeated)
 
 

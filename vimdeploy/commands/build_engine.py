@@ -19,7 +19,7 @@ from vimdeploy.artifacts.tensors import Profile
 from vimdeploy.backends.base import joined, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.backends.session import SessionBackend
-from vimdeploy.commands.arguments import several
+from vimdeploy.commands.arguments import default_output, several
 from vimdeploy.commands.engine_source import Request, Source, held_precision, in_precision, read_source
 from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import MissingDependencyError, UsageError, VerificationError
@@ -127,7 +127,7 @@ def build_engine(
     folder, cache = (None if path is None else Path(path) for path in (images, timing_cache))
     asked = Request(options or BuildOptions(), precision, io_dtype, several(keep), max_error, folder, cache, verify)
     path = Path(model)
-    target = path.with_suffix(".engine") if output is None else Path(output)
+    target = default_output(path, ".engine") if output is None else Path(output)
     owner = trt.load(asked.options.flavour)
     check_options(asked.options, owner)
     if cache is not None and owner.flavour is trt.Flavour.RTX:

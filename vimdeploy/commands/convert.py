@@ -13,7 +13,7 @@ from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
 from vimdeploy.artifacts.golden import golden_path
 from vimdeploy.artifacts.manifest import Manifest, manifest_path, moved, read_manifest, refuse_modified, sealed
 from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
-from vimdeploy.commands.arguments import at_least, several
+from vimdeploy.commands.arguments import at_least, default_output, several
 from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import UsageError, VerificationError, nearest
 from vimdeploy.graph.check import check_model
@@ -136,7 +136,7 @@ def convert(
     options = HalfOptions(
         precision, io_dtype, several(keep), max_error, None if images is None else Path(images), verify
     )
-    target = path.with_suffix(f".{precision}.onnx") if output is None else Path(output)
+    target = default_output(path, f".{precision}.onnx") if output is None else Path(output)
     check_writable(target)
     if target.resolve() == path.resolve():
         raise UsageError(f"{target}: is the file to convert.", hint="Choose another name with -o.")

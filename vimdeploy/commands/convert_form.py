@@ -7,6 +7,7 @@ from pathlib import Path
 from vimdeploy import needs
 from vimdeploy.artifacts.files import check_writable, write_all
 from vimdeploy.artifacts.onnx_file import read_onnx
+from vimdeploy.commands.arguments import default_output
 from vimdeploy.errors import UsageError, nearest
 
 FORMS = ("portable", "plugin-only")
@@ -35,7 +36,7 @@ def convert_form(model: str | Path, output: str | Path | None = None, *, form: s
     if form not in FORMS:
         raise UsageError(f"There is no form '{form}'.", hint=nearest(form, FORMS))
     path = Path(model)
-    target = path.with_suffix(f".{form}.onnx") if output is None else Path(output)
+    target = default_output(path, f".{form}.onnx") if output is None else Path(output)
     check_writable(target)
     if target.resolve() == path.resolve():
         raise UsageError(f"{target}: is the file to convert.", hint="Choose another name with -o.")

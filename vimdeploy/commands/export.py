@@ -25,6 +25,7 @@ from vimdeploy.artifacts.manifest import (
 )
 from vimdeploy.artifacts.onnx_file import tensor_info
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, Parity, Precision
+from vimdeploy.commands.arguments import default_output
 from vimdeploy.errors import UsageError
 from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.version import __version__
@@ -166,7 +167,7 @@ def _check(checkpoint: Path | None, arch: str | None, recipe: str | None, weight
 
 def _output(checkpoint: Path | None, arch: str | None, output: str | Path | None) -> Path:
     """Return where to write, beside the checkpoint unless said otherwise; refuse what cannot be written."""
-    beside = checkpoint.with_suffix(".onnx") if checkpoint else Path(f"{arch}.onnx")
+    beside = default_output(checkpoint, ".onnx") if checkpoint else Path(f"{arch}.onnx")
     path = beside if output is None else Path(output)
     if checkpoint and path.exists() and checkpoint.exists() and path.samefile(checkpoint):
         raise UsageError(f"{path}: is the checkpoint itself.", hint="Choose another file with -o.")

@@ -13,6 +13,7 @@ from vimdeploy.artifacts.images import find_images
 from vimdeploy.artifacts.manifest import read_manifest
 from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.artifacts.structured import read_json
+from vimdeploy.commands.arguments import default_output
 from vimdeploy.commands.ladder import climb_ladder, torch_reference
 from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import ArtifactError, UsageError
@@ -61,7 +62,7 @@ def report(
     from vimdeploy.reports.profile import profile as measure_time
 
     path = Path(model)
-    target = Path(output) if output else path.with_suffix(".report.html")
+    target = Path(output) if output else default_output(path, ".report.html")
     proto, manifest = read_onnx(path), read_manifest(path)
     if manifest.preprocessing is None:
         raise UsageError(f"{path}: takes no images; there is a report for models of images only.")
