@@ -202,7 +202,7 @@ def family(folder: Path, turns: int) -> Iterator[list[dict[str, Any]]]:
         command = [
             sys.executable,
             "-m",
-            "vimdeploy.cli.app",
+            "vimdeploy",
             "export",
             "--arch",
             recipe,
@@ -248,7 +248,7 @@ def export(checkpoint: Path, folder: Path, size: int) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "vimdeploy.cli.app",
+        "vimdeploy",
         "export",
         str(checkpoint),
         "-o",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import vimdeploy
+from vimdeploy.cli.options import AsJson
 from vimdeploy.cli.screen import print_json, reporter, say, table
 from vimdeploy.errors import UsageError
 
@@ -36,7 +37,7 @@ def benchmark(
     batch: Annotated[str, typer.Option(help="Batch sizes, as 1,8.")] = "1",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each backend.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each contender runs at each batch size.")] = 3.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how fast models run here: backends and models side by side, in turns."""
     sizes = batch.split(",")

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from vimdeploy.cli.options import Ops
-from vimdeploy.cli.screen import print_json, reporter, say, table
+from vimdeploy.cli.options import AsJson, Ops
+from vimdeploy.cli.screen import note, print_json, reporter, result, say, table
 
 
 class TritonBackend(str, Enum):
@@ -48,7 +48,7 @@ def serve_repo(
     python_path: Annotated[
         list[str] | None, typer.Option(help="Folder the python backend imports from; may be repeated.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model repository for NVIDIA Triton."""
     from dataclasses import asdict
@@ -68,14 +68,14 @@ def serve_repo(
         python_path=tuple(python_path or ()),
     )
     made = serve_repo(models, output, options)
-    for note in made.notes:
-        say(note, label="note:")
+    for text in made.notes:
+        note(text)
     if as_json:
         print_json({**asdict(made), "command": made.command})
         return
     rows = [(m.name, m.version, m.backend, m.largest_batch or "fixed", ", ".join(m.models)) for m in made.models]
     table(f"{made.folder}", ("model", "version", "backend", "largest batch", "written"), rows)
-    say(made.command, label="Start it:")
+    result(f"Start it: {made.command}")
 
 
 def serve(
