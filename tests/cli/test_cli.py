@@ -530,6 +530,16 @@ def test_predict_refuses_a_model_with_other_classes_than_its_manifest(copy):
     refuse("predict", copy / "cls_tiny.onnx", copy / "photo.png", words=words, folder=copy)
 
 
+@pytest.mark.parametrize("name", ["last.ckpt", "checkpoint", "folder"])
+def test_inspect_reads_the_checkpoints_that_export_reads(home, tmp_path, name):
+    place = tmp_path / name
+    if name == "folder":
+        place.mkdir()
+    shutil.copy(home / "cls_tiny.pth", place / "best.pth" if name == "folder" else place)
+    facts = succeed("inspect", place, "--json").json()
+    assert facts["architecture"] == succeed("inspect", home / "cls_tiny.pth", "--json").json()["architecture"]
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "missing.pth", "missing.onnx", "no_suffix"])
 def test_inspect_refuses_what_it_does_not_know(tmp_path, name):
     if not name.startswith("missing"):

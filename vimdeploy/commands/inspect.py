@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from vimdeploy.reports.profile import Profile
 
-_CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
+_OTHERS = (".onnx", ".json", ".toml", *PLAN_SUFFIXES)
+"""Everything else is held to be a checkpoint, which is told by its content: a folder, .ckpt, no suffix at all."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _profile(path: Path) -> Profile:
 def _facts(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ArtifactError(f"{path}: there is no such file.")
-    if path.suffix in _CHECKPOINTS:
+    if path.is_dir() or path.suffix not in _OTHERS or path.name.endswith(".index.json"):
         return _inspect_checkpoint(path)
     if path.suffix == ".onnx":
         return _inspect_onnx(path)
@@ -74,14 +75,9 @@ def _facts(path: Path) -> dict[str, Any]:
         return _inspect_manifest(path)
     if path.suffix in PLAN_SUFFIXES:
         return _inspect_plan(path)
-    if path.suffix == ".toml":
-        from vimdeploy.artifacts.recipe import read_recipe
+    from vimdeploy.artifacts.recipe import read_recipe
 
-        return {"recipe": read_recipe(path).model_dump(mode="json")}
-    raise ArtifactError(
-        f"{path}: '{path.suffix}' is no kind of file that vimdeploy knows.",
-        hint="Pass a .pth, .pt, .safetensors, .onnx, .engine, .json or .toml file.",
-    )
+    return {"recipe": read_recipe(path).model_dump(mode="json")}
 
 
 def inspect_layers(path: Path) -> list[dict[str, str]]:
