@@ -10,7 +10,7 @@ class Reporter:
         """Tell that a stage begins: ``"Exporting to ONNX"``."""
 
     def progress(self, done: int, total: int) -> None:
-        """Tell that ``done`` of ``total`` steps of the stage are done."""
+        """Tell that ``done`` of ``total`` steps of the stage are done; 0 where nobody knows how many there are."""
 
     def note(self, text: str) -> None:
         """Tell something worth knowing that the result does not say."""

@@ -100,12 +100,12 @@ def test_random_kills_leave_the_previous_export_or_the_new_one(tmp_path: Path, v
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert_whole(path, versions)
-        assert visible(tmp_path) == {"vim.onnx", "vim.onnx.json"}, f"killed after {delay:.3f} s"
+        assert visible(tmp_path) == {"vim.onnx", "vim.onnx.golden.npz", "vim.onnx.json"}, f"killed after {delay:.3f} s"
     # Whatever the kills left behind does not disturb the next export, which clears it away.
     previous.write(path)
     run_to_the_end(path, following.weights)
     assert assert_whole(path, versions) == following
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["vim.onnx", "vim.onnx.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["vim.onnx", "vim.onnx.golden.npz", "vim.onnx.json"]
 
 
 KILL_AT_EVENT = """
@@ -220,7 +220,13 @@ def test_a_write_that_fails_halfway_leaves_what_was_there(
     if before:
         previous.write(path)
     process = start(path, following.weights, "--no-verify", preexec_fn=small_files_only)
-    assert_refused(process, tmp_path, {"vim.onnx", "vim.onnx.json"} if before else set(), "vim.onnx", "File too large")
+    assert_refused(
+        process,
+        tmp_path,
+        {"vim.onnx", "vim.onnx.golden.npz", "vim.onnx.json"} if before else set(),
+        "vim.onnx",
+        "File too large",
+    )
     if before:
         assert assert_whole(path, versions) == previous
 

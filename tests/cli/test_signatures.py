@@ -17,7 +17,7 @@ import typer.main
 import vimdeploy
 from vimdeploy.cli.app import app
 from vimdeploy.cli.module import ModuleGroup
-from vimdeploy.cli.options import DType, Ops, Runtime, Task, Weights
+from vimdeploy.cli.options import DType, Ops, Runtime, Task
 from vimdeploy.commands.demo import run_demo
 from vimdeploy.commands.serve import serve
 from vimdeploy.commands.serve_repo import RepositoryOptions, serve_repo
@@ -135,13 +135,11 @@ def test_help_is_what_the_docstring_says(name: str) -> None:
 def test_choices_are_those_of_the_rooms_that_know_them() -> None:
     from typing import get_args
 
-    from vimdeploy.commands.export import WEIGHTS
     from vimdeploy.graph.policy import PRECISIONS
     from vimdeploy.models.family import TASKS
     from vimdeploy.runtime.ort import Ops as Known
     from vimdeploy.tensorrt.api import Flavour
 
-    assert [w.value for w in Weights] == list(WEIGHTS)
     assert {t.value for t in Task} == set(TASKS)
     assert [d.value for d in DType] == ["fp32", *PRECISIONS]
     assert {o.value for o in Ops} == set(get_args(Known))

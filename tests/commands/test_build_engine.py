@@ -307,6 +307,7 @@ def test_profiles_that_do_not_fit(tiny: Path, tmp_path: Path) -> None:
         ({"profiles": ("image:1x3x64x64,1x3x64x64,1x3x64x64",)}, "names input 'image'"),
         ({"profiles": ("images:8x3x64x64,4x3x64x64,9x3x64x64",)}, "does not rise"),
         ({"compute_capabilities": ("sm_88",)}, "unknown compute capability 'sm_88'"),
+        ({"compute_capabilities": ("sm_87",)}, "TensorRT-RTX is not made for sm_87, the GPU of a Jetson"),
         ({"compute_capabilities": ()}, "has to know for which GPUs"),
         ({"version_compatible": True}, "--version-compatible does not exist for --runtime rtx"),
         ({"profiles": ("images:1x3x64x64,1x3x64x64,1x3x64x64",) * 2}, "--profile is given 2 times"),

@@ -56,6 +56,7 @@ def test_everything_lies_where_the_demo_says(finished: tuple[Path, dict[str, Any
     assert sorted(path.name for path in (folder / "vimdeploy-demo").iterdir()) == [
         "held_out",
         "vim_digits.onnx",
+        "vim_digits.onnx.golden.npz",
         "vim_digits.onnx.json",
     ]
     assert len(list((folder / result["images"]).iterdir())) == result["held_out"]

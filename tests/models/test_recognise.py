@@ -327,7 +327,8 @@ def test_an_unknown_recipe_suggests_the_nearest():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name = ", "not a TOML file"),
+        ("name = ", "not a readable TOML file"),
+        ("name = 'a'", "parameters: Field required; model: Field required"),
         ("name = 'a'", "title"),
         ("{text}\n[parity.fp32]\natoll = 1", "atoll"),
         ("{text}\n[precision]\nengine = 'fp8'", "precision.engine"),
@@ -341,6 +342,34 @@ def test_a_broken_recipe_is_refused_naming_file_and_field(tmp_path, text, words)
         find_recipe(str(path))
     assert str(path) in caught.value.message
     assert words in caught.value.message
+
+
+def test_a_recipe_extends_another_and_has_its_class_names_beside_it(tmp_path):
+    (tmp_path / "pets.txt").write_text("cat\ndog")
+    (tmp_path / "mine.toml").write_text(
+        f"extends = '{TINY}'\nname = 'mine'\n[model]\nnum_classes = 2\n[input]\ncrop_ratio = 1.0\n"
+        "[classes]\ncount = 2\nnames = 'pets'\n"
+    )
+    (tmp_path / "larger.toml").write_text("extends = 'mine.toml'\nname = 'larger'\n[input]\nsize = [384, 384]\n")
+    recipe, base = find_recipe(str(tmp_path / "larger.toml")), recipes()[TINY]
+    assert (recipe.name, recipe.input.size, recipe.input.crop_ratio) == ("larger", (384, 384), 1.0)
+    assert recipe.model == {**base.model, "num_classes": 2}
+    assert (recipe.parity, recipe.classes.labels()) == (base.parity, ("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("extends = 'vim_tinny'", "there is no recipe 'vim_tinny'"),
+        ("extends = 'circle.toml'", "in a circle"),
+        ("extends = 'missing.toml'", "missing.toml: there is no such file"),
+        ("extends = 3", "must be the name of a recipe"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(tmp_path, text, words):
+    (tmp_path / "circle.toml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        read_recipe(tmp_path / "circle.toml")
 
 
 def test_a_missing_recipe_file_is_named(tmp_path):

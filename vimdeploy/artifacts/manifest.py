@@ -127,6 +127,8 @@ class Manifest(_Section):
     parity: dict[str, Any] | None
     """Report of the verification at export; None if it was left out."""
     notes: tuple[str, ...]
+    golden_sha256: str | None = None
+    """Of the file with stored inputs and outputs beside it; None for files from before there was one."""
     conversion: dict[str, Any] | None = None
     """What `vimdeploy convert` changed; None for a file as exported."""
 

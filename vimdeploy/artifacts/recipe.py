@@ -5,23 +5,19 @@ The files live in ``export/`` of the repository and ship inside the package.
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vimdeploy.artifacts.structured import read_toml
 from vimdeploy.errors import UsageError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _PACKAGED = Path(__file__).parents[1] / "_export"
 _CHECKOUT = Path(__file__).parents[2] / "export"
 
+_MOST_FIELDS = 12
 Positive = Annotated[int, Field(gt=0)]
 Side = Annotated[int, Field(gt=0, le=16384)]
 """Pixels. A million tokens at patch 16, beyond what any machine runs; larger numbers are slips or lies."""
@@ -69,11 +65,7 @@ class Classes(_Strict):
         """
         names = self.names
         if isinstance(names, str):
-            path = recipe_folder() / "classes" / f"{names}.txt"
-            try:
-                names = tuple(path.read_text(encoding="utf-8").splitlines())
-            except (OSError, UnicodeDecodeError) as error:
-                raise UsageError(f"{path}: the class names cannot be read ({error}).") from error
+            names = _read_names(recipe_folder() / "classes" / f"{names}.txt")
         if names is not None and len(names) != self.count:
             raise UsageError(f"There are {self.count} classes and {len(names)} class names.")
         return names
@@ -153,19 +145,62 @@ def recipes() -> dict[str, Recipe]:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read one recipe; raises UsageError naming the file and the field that is wrong."""
+    """Read one recipe.
+
+    ``extends`` takes what is not said from another recipe: a published one's name, or a TOML file beside this one.
+    Class names may be the stem of a file beside the recipe.
+
+    Raises:
+        UsageError: the file is missing or no TOML; names every field that is wrong or missing, at once.
+
+    """
+    data = _extended(path, ())
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a TOML file: {error}.") from error
-    try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path}: {where}: {first['msg']}.") from error
+        found = [f"{'.'.join(map(str, each['loc'])) or 'recipe'}: {each['msg']}" for each in error.errors()]
+        more = f" and {len(found) - _MOST_FIELDS} more" if len(found) > _MOST_FIELDS else ""
+        raise UsageError(
+            f"{path}: {'; '.join(found[:_MOST_FIELDS])}{more}.",
+            hint='A recipe of a published model is a start: extends = "vim_tiny_patch16_224" takes its values.',
+        ) from error
+    names = recipe.classes.names
+    beside = path.parent / f"{names}.txt"
+    if isinstance(names, str) and Path(names).name == names and beside.is_file():
+        told = recipe.classes.model_copy(update={"names": _read_names(beside)})
+        return recipe.model_copy(update={"classes": told})
+    return recipe
+
+
+def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the table of a recipe over that of the one it extends."""
+    data = read_toml(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UsageError(f"{path}: extends: must be the name of a recipe.")
+    other = path.parent / base if base.endswith(".toml") else recipe_folder() / f"{base}.toml"
+    if not base.endswith(".toml") and base not in recipes():
+        raise UsageError(f"{path}: extends: there is no recipe '{base}'.", hint=nearest(base, recipes()))
+    if other in below or len(below) > _MOST_FIELDS:
+        raise UsageError(f"{path}: extends: the recipes extend each other in a circle.")
+    return _over(_extended(other, (*below, path)), data)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        inner = merged.get(name)
+        merged[name] = _over(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: the class names cannot be read ({error}).") from error
 
 
 def find_recipe(name: str) -> Recipe:

@@ -21,19 +21,20 @@ _DEEPEST = 64
 _LARGEST_NUMBER = 2**63
 
 
-def read_json(path: Path, *, hint: str) -> Any:
+def read_json(path: Path, *, hint: str, error: type[VimdeployError] = ArtifactError) -> Any:
     """Read a JSON file.
 
     Args:
         path: the file.
         hint: what to do where it cannot be read.
+        error: the kind of error that is raised in place of ArtifactError.
 
     Raises:
         FileNotFoundError: there is none; the caller knows what it was needed for.
         ArtifactError: it is no regular file, too large, not JSON, nested too deeply, or holds numbers beyond 64 bits.
 
     """
-    return parse_json(_text(path, "JSON", hint, ArtifactError), str(path), hint=hint)
+    return parse_json(_text(path, "JSON", hint, error), str(path), hint=hint, error=error)
 
 
 def parse_json(text: str, source: str, *, hint: str, error: type[VimdeployError] = ArtifactError) -> Any:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import vimdeploy
-from vimdeploy.cli import benchmark, engine, module, predict, serving, show
+from vimdeploy.cli import benchmark, engine, examples, module, predict, serving, show
 from vimdeploy.cli.options import AsJson, CheckpointGroup, Ops, grouped
 from vimdeploy.cli.screen import Interrupted, errors_in_words, print_json, reporter
 
@@ -30,7 +30,6 @@ app = typer.Typer(
     cls=_Commands,
     help="From a Vision Mamba checkpoint to a fast, verified TensorRT engine.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -230,3 +229,4 @@ benchmark.register(app)
 engine.register(app)
 predict.register(app)
 serving.register(app)
+examples.add_to(app)

@@ -31,6 +31,9 @@ def convert(
     fp16: Annotated[bool, typer.Option("--fp16", help="Convert to FP16 (the default).")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Convert to BF16 at opset 22.")] = False,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with float32.")] = True,
+    allow_modified: Annotated[
+        bool, typer.Option("--allow-modified", help="Take a file that its manifest does not describe.")
+    ] = False,
     policy: Annotated[bool, typer.Option("--policy", help="Also print what goes down and what stays.")] = False,
     portable: Annotated[
         bool, typer.Option("--portable", help="Instead: standard operators only, for OpenVINO and others.")
@@ -52,7 +55,15 @@ def convert(
         return
     precision = one_precision(fp16=fp16, bf16=bf16) or "fp16"
     with reporter("Converting") as told:
-        made = vimdeploy.convert(model, output, precision=precision, verify=verify, reporter=told, **half.arguments())
+        made = vimdeploy.convert(
+            model,
+            output,
+            precision=precision,
+            verify=verify,
+            allow_modified=allow_modified,
+            reporter=told,
+            **half.arguments(),
+        )
     if as_json:
         print_json(made.to_dict())
         return

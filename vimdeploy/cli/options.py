@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -17,17 +15,20 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
+from vimdeploy.artifacts.structured import parse_json, read_json, read_toml
 from vimdeploy.errors import UsageError
 
 _LARGEST_SIDE = 16384
 """A million tokens at patch 16, beyond what any machine runs; larger numbers are slips."""
 
 
-class Weights(str, Enum):
-    """Which weights of a training checkpoint."""
+class Interpolation(str, Enum):
+    """How images are resized."""
 
-    MODEL = "model"
-    EMA = "ema"
+    NEAREST = "nearest"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
 
 
 class Task(str, Enum):
@@ -79,6 +80,21 @@ def parse_image_size(text: str) -> ImageSize:
     return ImageSize(int(parts[0]), int(parts[-1]))
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """One for each channel of an image."""
+
+    values: tuple[float, ...]
+
+
+def parse_numbers(text: str) -> Numbers:
+    """Read ``0.485,0.456,0.406``; UsageError otherwise."""
+    try:
+        return Numbers(tuple(float(part) for part in text.split(",")))
+    except ValueError as error:
+        raise UsageError(f"{text}: must be numbers separated by commas.", hint="As in 0.485,0.456,0.406.") from error
+
+
 def parse_batch(text: str) -> int | None:
     """Read a positive number, or ``dynamic`` as None; UsageError otherwise."""
     if text == "dynamic":
@@ -90,32 +106,19 @@ def parse_batch(text: str) -> int | None:
 
 def parse_model_args(text: str) -> dict[str, Any]:
     """Read ``--model-args``: JSON text, or a path to a JSON or TOML file."""
+    hint = "Write --model-args '{\"if_divide_out\": false}', or name a .json or .toml file."
     if text.lstrip().startswith("{"):
-        source, content = "--model-args", text
+        values = parse_json(text, "--model-args", hint=hint, error=UsageError)
+    elif text.endswith(".toml"):
+        values = read_toml(Path(text), hint=hint)
     else:
-        source = text
         try:
-            content = Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"--model-args {text}: neither JSON text nor a readable file ({error}).",
-                hint="Write --model-args '{\"if_divide_out\": false}', or name a .json or .toml file.",
-            ) from error
-    try:
-        values = _parse_toml(content) if source.endswith(".toml") else json.loads(content)
-    except ValueError as error:  # of both parsers
-        raise UsageError(f"{source}: cannot be parsed: {error}.") from error
+            values = read_json(Path(text), hint=hint, error=UsageError)
+        except FileNotFoundError as error:
+            raise UsageError(f"--model-args {text}: neither JSON text nor a readable file.", hint=hint) from error
     if not isinstance(values, dict):
-        raise UsageError(f"{source}: must be a table of argument names and values, not {values!r}.")
+        raise UsageError(f"{text[:80]}: must be a table of argument names and values.", hint=hint)
     return values
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
 
 
 def parse_bytes(text: str) -> int:
@@ -176,9 +179,16 @@ class CheckpointGroup(Group):
             help="What shapes cannot tell, in the official constructor's names: JSON text or a JSON/TOML file.",
         ),
     ] = None
-    weights: Annotated[Weights, typer.Option(help="Which weights of a training checkpoint: model or ema.")] = (
-        Weights.MODEL
-    )
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Which weights of a training checkpoint: model, ema, or the name of an entry."
+        ),
+    ] = "model"
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="What stands before the model's keys in the checkpoint; default: found by itself."),
+    ] = None
     img_size: Annotated[
         ImageSize | None,
         typer.Option(
@@ -190,6 +200,29 @@ class CheckpointGroup(Group):
     official_pos_resize: Annotated[
         bool, typer.Option("--official-pos-resize", help="Resize position embeddings as the official code does.")
     ] = False
+    classes: Annotated[Path | None, typer.Option(help="Names of the classes, one a line.")] = None
+    mean: Annotated[
+        Numbers | None,
+        typer.Option(
+            parser=parse_numbers,
+            metavar="R,G,B",
+            help="Mean of the preprocessing, a number for each channel, of values from 0 to 1.",
+        ),
+    ] = None
+    std: Annotated[
+        Numbers | None,
+        typer.Option(
+            parser=parse_numbers,
+            metavar="R,G,B",
+            help="Standard deviation of the preprocessing, a number for each channel.",
+        ),
+    ] = None
+    crop: Annotated[
+        float | None, typer.Option(help="Share of the image's shorter side that is cut out, 0.05 to 1.")
+    ] = None
+    interpolation: Annotated[
+        Interpolation | None, typer.Option(help="How images are resized: nearest, bilinear, bicubic or lanczos.")
+    ] = None
     batch: Annotated[
         int | None, typer.Option(parser=parse_batch, metavar="N", help="A fixed batch size; default: any.")
     ] = None
@@ -204,7 +237,9 @@ class CheckpointGroup(Group):
     def arguments(self) -> dict[str, Any]:
         """Return them as the API takes them."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return plain | {"weights": self.weights.value, "task": self.task.value if self.task else None}
+        chosen = {name: plain[name].value if plain[name] else None for name in ("task", "interpolation")}
+        numbers = {name: plain[name].values if plain[name] else None for name in ("mean", "std")}
+        return plain | chosen | numbers
 
 
 @dataclass(frozen=True)

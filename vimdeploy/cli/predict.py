@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext, suppress
 from enum import Enum
 from itertools import islice
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vimdeploy.cli.options import Ops
-from vimdeploy.cli.screen import print_json, result, say, table
+from vimdeploy.cli.screen import print_json, reporter, result, say, table
 from vimdeploy.errors import ArtifactError, ImageError, UsageError
+from vimdeploy.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     from vimdeploy.predicting.rows import Prediction
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _ROWS_OF_A_TABLE = 500
 _MOST_CLASSES_SHOWN = 20
-_REFRESH_SECONDS = 0.1
 
 
 class Format(str, Enum):
@@ -101,8 +100,8 @@ def _write_shards(model: Path, sources: list[str], request: Request, output: str
 
     run = Run(model, sources, request)
     try:
-        with _progress(run) as update:
-            summary = run.write(output, update)
+        with reporter("Predicting", "images") as told:
+            summary = run.write(output, _Told(told, run.sources))
     except KeyboardInterrupt:
         say("Finished shards stay; the same command goes on from there.", label="Interrupted.")
         raise typer.Exit(130) from None
@@ -124,8 +123,10 @@ def _print_rows(run: Run, title: str, form: Format) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files are bytes, not always text
     try:
         # On a terminal the rows themselves show how far it is.
-        with _progress(run) if form is not Format.table and not sys.stdout.isatty() else _silent() as update:
-            counted.update = update
+        quiet = form is Format.table or sys.stdout.isatty()
+        with nullcontext(SILENT) if quiet else reporter("Predicting", "images") as told:
+            if not quiet:
+                counted.update = _Told(told, run.sources)
             if form is Format.ndjson:
                 writers.write_ndjson(counted, sys.stdout)
             elif form is Format.json:
@@ -236,44 +237,18 @@ def _rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-@contextmanager
-def _silent() -> Iterator[Any]:
-    yield lambda _done: None
+class _Told:
+    """Hands a reporter how many images are done, and how many there are once they are counted."""
 
+    def __init__(self, reporter: Reporter, sources: list[str]) -> None:
+        self._reporter, self._sources, self._total = reporter, sources, 0
+        threading.Thread(target=self._count, daemon=True).start()
 
-@contextmanager
-def _progress(run: Run) -> Iterator[Any]:
-    """Show how many images are done, how fast, and how long the rest will take once their number is known."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def __call__(self, done: int) -> None:
+        self._reporter.progress(done, self._total)
 
-    from vimdeploy.predicting.sources import count
+    def _count(self) -> None:
+        from vimdeploy.predicting.sources import count
 
-    columns = (
-        TextColumn("Predicting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, rate="")
-
-        def learn_total() -> None:
-            try:
-                bar.update(task, total=count(run.sources))
-            except Exception:  # the run itself says what is wrong with a source
-                return
-
-        shown = 0.0
-
-        def update(done: int) -> None:
-            nonlocal shown
-            if (now := time.monotonic()) - shown < _REFRESH_SECONDS:
-                return
-            shown = now
-            speed = bar.tasks[0].speed
-            bar.update(task, completed=done, rate=f"{speed:,.0f} images/s" if speed else "")
-
-        threading.Thread(target=learn_total, daemon=True).start()
-        yield update
+        with suppress(Exception):  # the run itself says what is wrong with a source
+            self._total = count(self._sources) or 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,6 +17,9 @@ from vimdeploy.progress import Reporter
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+_REFRESH = 0.1
+"""Seconds between two looks of a bar: a fast run would otherwise spend its time on drawing."""
 
 
 def result(text: str) -> None:
@@ -55,8 +59,11 @@ def say(text: str = "", *, style: str = "", label: str = "", label_style: str = 
 
 
 def note(text: str) -> None:
-    """Print something worth knowing on standard error."""
-    say(text, label="note:")
+    """Print something worth knowing on standard error; a guess that parity cannot check, as a warning."""
+    if text.startswith("a guess"):
+        warn(text)
+    else:
+        say(text, label="note:")
 
 
 def warn(text: str) -> None:
@@ -75,7 +82,7 @@ class _Screen(Reporter):
     """Shows stages as lines and their progress as a bar below; without a total the bar pulses."""
 
     def __init__(self, bar: Progress, unit: str) -> None:
-        self._bar, self._unit = bar, unit
+        self._bar, self._unit, self._shown = bar, unit, 0.0
         self._task = bar.add_task("", total=None, count="")
 
     def stage(self, text: str) -> None:
@@ -83,7 +90,14 @@ class _Screen(Reporter):
         self._bar.reset(self._task, total=None, count="")
 
     def progress(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total, count=f"{done}/{total} {self._unit}".strip())
+        if time.monotonic() - self._shown < _REFRESH and done != total:
+            return
+        self._shown = time.monotonic()
+        count = f"{done}/{total} {self._unit}".strip() if total else f"{done} {self._unit}".strip()
+        speed = self._bar.tasks[0].speed
+        if self._unit and speed:
+            count += f", {speed:,.0f}/s"
+        self._bar.update(self._task, completed=done, total=total or None, count=count)
 
     def note(self, text: str) -> None:
         _say(self._bar.console, text, label="note:")
@@ -98,9 +112,15 @@ def reporter(text: str, unit: str = "") -> Iterator[Reporter]:
         unit: of its steps.
 
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn(text), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
+    columns = (
+        TextColumn(text),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     console = _console(sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield _Screen(bar, unit)

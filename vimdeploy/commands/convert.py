@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vimdeploy import needs
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
 from vimdeploy.artifacts.golden import golden_path
-from vimdeploy.artifacts.manifest import Manifest, manifest_path, read_manifest
+from vimdeploy.artifacts.manifest import Manifest, manifest_path, moved, read_manifest, refuse_modified, sealed
 from vimdeploy.artifacts.onnx_file import read_onnx, tensor_info
 from vimdeploy.commands.arguments import at_least, default_output, several
 from vimdeploy.commands.samples import sample_inputs
@@ -106,6 +106,7 @@ def convert(
     max_error: float | None = None,
     images: str | Path | None = None,
     verify: bool = True,
+    allow_modified: bool = False,
     reporter: Reporter = SILENT,
 ) -> Converted:
     """Convert a float32 ONNX file to half precision.
@@ -120,6 +121,7 @@ def convert(
             recipe's contract.
         images: Folder of images to measure on, as the model will see; default: synthetic images.
         verify: Compare with float32.
+        allow_modified: Take a file that its manifest does not describe.
         reporter: Told what the conversion is at.
 
     Raises:
@@ -139,12 +141,14 @@ def convert(
     if target.resolve() == path.resolve():
         raise UsageError(f"{target}: is the file to convert.", hint="Choose another name with -o.")
     onnx_model = read_onnx(path)
-    manifest = read_manifest(path).bounded(precision=precision, max_error=max_error)
+    manifest = read_manifest(path)
+    refuse_modified(path, manifest, allow_modified=allow_modified)
+    manifest = manifest.bounded(precision=precision, max_error=max_error)
     half = to_half(onnx_model, manifest, options, str(path), reporter)
     content = half.model.SerializeToString(deterministic=True)
-    manifest = _converted_manifest(manifest, half, content)
+    content, manifest = sealed(content, moved(_converted_manifest(manifest, half, content), path, target))
     beside = {manifest_path(target): manifest.to_bytes()}
-    if manifest.module is not None:
+    if manifest.module is not None or (manifest.golden_sha256 and golden_path(path).is_file()):
         beside[golden_path(target)] = golden_path(path).read_bytes()
     write_all({**beside, target: content})
     return Converted(target, manifest_path(target), manifest, half)

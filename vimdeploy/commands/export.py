@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from vimdeploy import contract, needs
 from vimdeploy.artifacts.files import check_writable, sha256_bytes, write_all
+from vimdeploy.artifacts.golden import Case, Samples, golden_path, pack
 from vimdeploy.artifacts.images import synthetic_images
-from vimdeploy.artifacts.manifest import CheckpointInfo, Manifest, ModelInfo, OnnxInfo, manifest_path
+from vimdeploy.artifacts.manifest import (
+    PLAN_SUFFIXES,
+    CheckpointInfo,
+    Manifest,
+    ModelInfo,
+    OnnxInfo,
+    checkpoint_reference,
+    manifest_path,
+    sealed,
+)
 from vimdeploy.artifacts.onnx_file import tensor_info
 from vimdeploy.artifacts.recipe import BatchProfile, Classes, Parity, Precision
 from vimdeploy.commands.arguments import default_output
@@ -27,8 +36,8 @@ if TYPE_CHECKING:
     from vimdeploy.models.load import LoadedModel, ModelRequest
     from vimdeploy.parity.compare import Report
 
-WEIGHTS = ("model", "ema")
 _SAMPLES = 4
+_GOLDEN_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,14 @@ def export(
     recipe: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     weights: str = "model",
+    prefix: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     official_pos_resize: bool = False,
+    classes: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
     batch: int | None = None,
     opset: int = contract.DEFAULT_OPSET,
     task: str | None = None,
@@ -75,9 +90,15 @@ def export(
         arch: A recipe's model; without a checkpoint it gets random weights, to measure it.
         recipe: Name of a recipe (see `vimdeploy recipes`) or a TOML file.
         model_args: What shapes cannot tell, in the official constructor's names.
-        weights: Which weights of a training checkpoint: model or ema.
+        weights: Which weights of a training checkpoint: model, ema, or the name of an entry.
+        prefix: What stands before the model's keys in the checkpoint; default: found by itself.
         img_size: Export at another image size, (height, width) in pixels; position embeddings are resized.
         official_pos_resize: Resize position embeddings as the official code does.
+        classes: Names of the classes, one a line.
+        mean: Mean of the preprocessing, a number for each channel, of values from 0 to 1.
+        std: Standard deviation of the preprocessing, a number for each channel.
+        crop: Share of the image's shorter side that is cut out, 0.05 to 1.
+        interpolation: How images are resized: nearest, bilinear, bicubic or lanczos.
         batch: A fixed batch size; default: any.
         opset: ONNX opset.
         task: classify (logits), features (before the head), tokens, or dense (feature maps); default: dense for a
@@ -94,6 +115,7 @@ def export(
 
     """
     needs.require("export", unless=() if verify else ("onnxruntime",))
+    from vimdeploy.commands.preprocessing import with_preprocessing
     from vimdeploy.graph.check import check_model
     from vimdeploy.graph.export import export_onnx, serialize
     from vimdeploy.models.load import ModelRequest, load_model
@@ -107,6 +129,7 @@ def export(
         recipe=recipe or (arch if checkpoint else None),
         model_args=model_args,
         weights=weights,
+        prefix=prefix,
         img_size=(img_size, img_size) if isinstance(img_size, int) else img_size,
         official_pos_resize=official_pos_resize,
         arch=None if checkpoint else arch,
@@ -114,6 +137,7 @@ def export(
     )
     reporter.stage(f"Reading {checkpoint.name}" if checkpoint else f"Making {arch}")
     loaded = load_model(checkpoint, request)
+    loaded = with_preprocessing(loaded, classes, mean=mean, std=std, crop_ratio=crop, interpolation=interpolation)
     task = task or next(iter(loaded.model.tasks()))
     reporter.stage("Exporting to ONNX")
     onnx_model = export_onnx(loaded.model, task=task, batch=batch, opset=opset)
@@ -124,7 +148,9 @@ def export(
     content = serialize(onnx_model)
     request = replace(request, task=task)
     manifest = _manifest(loaded, request, _onnx_info(onnx_model, content, opset), onnx_model, path, batch, report)
-    write_all({manifest_path(path): manifest.to_bytes(), path: content})
+    golden = _golden(loaded, task, batch)
+    content, manifest = sealed(content, manifest.model_copy(update={"golden_sha256": sha256_bytes(golden)}))
+    write_all({golden_path(path): golden, manifest_path(path): manifest.to_bytes(), path: content})
     return Exported(path, manifest_path(path), manifest, report, loaded)
 
 
@@ -135,8 +161,6 @@ def _check(checkpoint: Path | None, arch: str | None, recipe: str | None, weight
         raise UsageError("--arch and --recipe say the same thing: name one of them.")
     if checkpoint is None and weights != "model":
         raise UsageError(f"--weights {weights}: without a checkpoint weights are random.", hint="Leave it out.")
-    if weights not in WEIGHTS:
-        raise UsageError(f"--weights {weights}: must be {' or '.join(WEIGHTS)}.")
     if batch is not None and batch < 1:
         raise UsageError(f"--batch {batch}: must be a positive number, or left out for any.")
 
@@ -147,6 +171,14 @@ def _output(checkpoint: Path | None, arch: str | None, output: str | Path | None
     path = beside if output is None else Path(output)
     if checkpoint and path.exists() and checkpoint.exists() and path.samefile(checkpoint):
         raise UsageError(f"{path}: is the checkpoint itself.", hint="Choose another file with -o.")
+    if path.suffix != ".onnx" and not path.is_dir():
+        plan = path.suffix in PLAN_SUFFIXES
+        raise UsageError(
+            f"{path}: export writes ONNX files, which end in .onnx.",
+            hint=f"For a plan: vimdeploy export ... --engine -o {path.with_suffix('.onnx').name}"
+            if plan
+            else f"-o {path.with_suffix('.onnx').name}",
+        )
     check_writable(path)
     return path
 
@@ -163,6 +195,15 @@ def _prove(
     report = verify_onnx(onnx_model, loaded.model, task, images, batches, contract, reporter=reporter)
     raise_unless_equal(report, subject, "Nothing was written. Please report this with the checkpoint.")
     return report
+
+
+def _golden(loaded: LoadedModel, task: str, batch: int | None) -> bytes:
+    """Return a few inputs with the PyTorch model's outputs, which prove the file where there is no torch."""
+    from vimdeploy.backends.torch import TorchBackend
+
+    images = synthetic_images(batch or _GOLDEN_SAMPLES, loaded.input, seed=1)
+    outputs = TorchBackend(loaded.model, task).run(images)
+    return pack([Case(Samples({"images": images}), outputs)])
 
 
 def _parity(loaded: LoadedModel) -> Parity:
@@ -220,7 +261,7 @@ def _manifest(
 def _checkpoint_info(loaded: LoadedModel, request: ModelRequest, output: Path) -> CheckpointInfo:
     if request.arch is not None:
         return CheckpointInfo(file="", sha256="", weights="random")
-    file = os.path.relpath(loaded.checkpoint.path, output.parent)
+    file = checkpoint_reference(loaded.checkpoint.path, output)
     return CheckpointInfo(file=file, sha256=loaded.checkpoint.sha256, weights=request.weights)
 
 

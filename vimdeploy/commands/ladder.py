@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vimdeploy.artifacts.engine_manifest import read_engine_manifest
-from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, read_manifest
+from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, read_manifest, referenced_checkpoint
 from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.commands.origin import find_checkpoint, request_of
 from vimdeploy.commands.samples import sample_inputs
@@ -112,8 +112,8 @@ def torch_reference(
     if importlib.util.find_spec("torch") is None:
         return None, "torch is not installed"
     if manifest.checkpoint.weights != "random" and named is None:
-        expected = path.parent / manifest.checkpoint.file
-        if not expected.exists():
+        expected = referenced_checkpoint(manifest, path)
+        if not expected.is_file():
             return None, f"the checkpoint {expected.name} is not at hand (name it with --checkpoint)"
     checkpoint = find_checkpoint(path, manifest, named)
     from vimdeploy.models.load import load_model

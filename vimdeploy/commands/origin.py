@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vimdeploy.artifacts.manifest import referenced_checkpoint
 from vimdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +32,17 @@ def find_checkpoint(path: Path, manifest: Manifest, named: Path | None) -> Path 
         if named is not None:
             raise UsageError(f"{path}: was exported with random weights, not from {named}.", hint="Leave it out.")
         return None
-    checkpoint = named or (path.parent / manifest.checkpoint.file)
+    checkpoint = named or referenced_checkpoint(manifest, path)
+    if named is None and not manifest.checkpoint.file:
+        raise UsageError(
+            f"{path}: its manifest is missing, and the file itself does not say where its checkpoint lies.",
+            hint=f"Pass the checkpoint with --checkpoint; its SHA-256 is {manifest.checkpoint.sha256}.",
+        )
+    if named is None and not checkpoint.is_file():
+        raise UsageError(
+            f"{checkpoint}: the checkpoint that {path.name} was exported from is not there.",
+            hint=f"Pass it with --checkpoint; its SHA-256 is {manifest.checkpoint.sha256}.",
+        )
     if not checkpoint.exists():
         raise UsageError(
             f"{checkpoint}: the checkpoint that {path.name} was exported from is not there.",

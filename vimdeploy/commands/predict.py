@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vimdeploy.commands.arguments import several
@@ -10,6 +10,7 @@ from vimdeploy.predicting.containers import ParquetColumns
 from vimdeploy.predicting.rows import ClassScore, Prediction
 from vimdeploy.predicting.run import Request, Run
 from vimdeploy.predicting.shards import Summary
+from vimdeploy.progress import SILENT, Reporter
 
 __all__ = ["ClassScore", "ParquetColumns", "Prediction", "Request", "Run", "Summary", "predict", "predict_to"]
 
@@ -45,7 +46,8 @@ def predict_to(
     sources: str | Path | Sequence[str | Path],
     output: str | Path,
     request: Request | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    *,
+    reporter: Reporter = SILENT,
 ) -> Summary:
     """Write the rows into parquet shards in a folder, going on where an earlier run stopped.
 
@@ -54,7 +56,7 @@ def predict_to(
         sources: as for :func:`predict`.
         output: a local folder, or an address that pyarrow or fsspec write (``s3://bucket/folder``).
         request: how to predict.
-        progress: told how many images are done.
+        reporter: told how many images are done.
 
     Raises:
         UsageError: the folder holds another job, or the sources have changed since.
@@ -62,4 +64,4 @@ def predict_to(
 
     """
     run = Run(model, [str(source) for source in several(sources)], request or Request())
-    return run.write(str(output), progress)
+    return run.write(str(output), lambda done: reporter.progress(done, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vimdeploy import needs
 from vimdeploy.artifacts.images import sample_images
-from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, is_stale, read_manifest
+from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, is_stale, read_manifest, refuse_modified
 from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx
 from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.commands.arguments import at_least, several
@@ -137,6 +138,10 @@ def verify(
         needs.require("verify", unless=() if trust else ("torch", "safetensors"))
         return _verify_module(path, manifest, named, contract, ops, trust, reporter)
     _refuse(f"{path} is no module's", {"--trust": trust})
+    if manifest.golden_sha256 is not None and named is None and not _is_installed("torch"):
+        stored = {"--batch": bool(batches), "--images": folder is not None, "--samples": samples is not None}
+        _refuse("torch is not installed, so the stored inputs are compared", stored)
+        return _verify_stored(path, manifest, contract, ops, reporter)
     needs.require("verify")
     return _verify_onnx(path, named, folder, count, tuple(dict.fromkeys(batches)), contract, ops, reporter)
 
@@ -192,6 +197,26 @@ def _verify_onnx(
         # It may still compute the same here and not in TensorRT, which reads the attributes and not the bodies.
         return Verified(path, report, (*notes, error.message), VerificationError(error.message, hint=error.hint))
     return Verified(path, report, tuple(notes))
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _verify_stored(
+    path: Path, manifest: Manifest, contract: ParityContract | None, ops: str, reporter: Reporter
+) -> Verified:
+    """Compare a file with the outputs that PyTorch gave at export: for hosts that have ONNX Runtime alone."""
+    from vimdeploy.parity.stored import compare_stored
+
+    needs.require("predict")
+    assert manifest.golden_sha256 is not None
+    refuse_modified(path, manifest)
+    notes = ("torch is not installed: compared with the inputs and outputs that were stored at export",)
+    reporter.stage("Comparing with the stored outputs in ONNX Runtime")
+    parity = contract or manifest.contract[_precision(manifest)]
+    report = compare_stored(path, manifest.golden_sha256, parity, classes=manifest.model.task == "classify", ops=ops)
+    return Verified(path, report, notes)
 
 
 def _verify_module(

@@ -13,6 +13,10 @@ from vimdeploy.tensorrt.api import Flavour, TensorRt
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
+_JETSON = ("sm_53", "sm_62", "sm_72", "sm_87", "sm_101", "sm_110")
+"""Compute capabilities of Nano, TX2, Xavier, Orin and Thor: integrated GPUs."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """Options of ``vimdeploy build-engine``; sizes in bytes, None for TensorRT's or the recipe's choice."""
@@ -76,6 +80,11 @@ def check_options(options: BuildOptions, owner: TensorRt) -> None:
             hint="Leave it out, or add --hardware-compatible to serve all GPUs from Ampere on.",
         )
     for name in options.compute_capabilities:
+        if name in _JETSON and name not in owner.known_compute_capabilities:
+            raise UsageError(
+                f"TensorRT-RTX is not made for {name}, the GPU of a Jetson",
+                hint="Build on the device with TensorRT itself, without --runtime rtx: see docs/jetson.md.",
+            )
         if name not in owner.known_compute_capabilities:
             raise UsageError(
                 f"unknown compute capability '{name}'", hint=nearest(name, owner.known_compute_capabilities)
