@@ -73,7 +73,7 @@ HOST = WITHOUT.format(absent=("torch", "onnx", "onnxscript", "onnx_ir", "safeten
     ("arguments", "words"),
     [
         (("export", "x.pth"), "vimdeploy export needs torch, onnx, onnxscript, onnx-ir, safetensors"),
-        (("verify", "vim.onnx"), "vimdeploy verify needs torch, onnx, safetensors"),
+        (("verify", "vim.onnx", "--checkpoint", "cls_tiny.pth"), "vimdeploy verify needs torch, onnx, safetensors"),
         (("convert", "vim.onnx"), "vimdeploy convert needs onnx, onnx-ir"),
         (("build-engine", "vim.onnx", "--runtime", "rtx"), "vimdeploy build-engine needs onnx, onnx-ir"),
         (("inspect", "vim.onnx"), "vimdeploy inspect needs onnx"),
@@ -105,7 +105,7 @@ def test_the_api_says_it_too() -> None:
     assert "'onnx>=1.18' 'onnx-ir>=0.1.12'" in done.stdout
 
 
-def test_that_host_predicts_and_inspects_manifests(tiny: Path, tmp_path: Path) -> None:
+def test_that_host_predicts_verifies_and_inspects_manifests(tiny: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (64, 64), (200, 30, 60)).save(tmp_path / "red.png")
@@ -114,12 +114,14 @@ def test_that_host_predicts_and_inspects_manifests(tiny: Path, tmp_path: Path) -
         import json, vimdeploy
         (row,) = vimdeploy.predict(sys.argv[1], [sys.argv[2]], top=1)
         facts = vimdeploy.inspect(sys.argv[1] + ".json").facts
-        print(json.dumps([row.classes[0].label, facts["manifest"]["kind"]]))
+        found = vimdeploy.verify(sys.argv[1])
+        print(json.dumps([row.classes[0].label, facts["manifest"]["kind"], found.passed]))
         """
     )
     done = run(code, tiny, tmp_path / "red.png")
-    label, kind = json.loads(done.stdout or "[]")
-    assert (int(label) in range(10), kind) == (True, "onnx"), done.stderr
+    assert done.returncode == 0, done.stderr
+    label, kind, passed = json.loads(done.stdout)
+    assert (int(label) in range(10), kind, passed) == (True, "onnx", True)
 
 
 def test_a_missing_module_of_our_own_is_still_a_bug() -> None:

@@ -84,7 +84,7 @@ def require(command: str, *, unless: Collection[str] = ()) -> None:
         unless: packages that this use of the command does without.
 
     """
-    missing = [name for name in COMMANDS[command] if name in MODULES and name not in unless and not _is_there(name)]
+    missing = [name for name in COMMANDS[command] if name in MODULES and name not in unless and not is_installed(name)]
     if missing:
         raise _lacking(command, missing)
 
@@ -113,7 +113,7 @@ def explain(error: ModuleNotFoundError, command: str = "") -> MissingDependencyE
         return None
     uses = [set(wanted) for name, wanted in COMMANDS.items() if name == command or name.startswith(f"{command} ")]
     always = set.intersection(*uses) if uses else set()
-    missing = [name for name in MODULES if name in always and not _is_there(name)]
+    missing = [name for name in MODULES if name in always and not is_installed(name)]
     return _lacking(command, missing if package in missing else [package])
 
 
@@ -138,7 +138,8 @@ def _lacking(command: str, packages: list[str]) -> MissingDependencyError:
     )
 
 
-def _is_there(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Return whether a package of :data:`MODULES` can be imported here."""
     try:
         return importlib.util.find_spec(MODULES[package]) is not None
     except (ImportError, ValueError):

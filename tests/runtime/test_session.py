@@ -215,7 +215,7 @@ def test_a_plan_that_brings_code_is_loaded_by_the_users_word_alone(
     manifest = edit(read_engine_manifest(plan), **changes)
     with pytest.raises(ArtifactError, match=f"brings code that loading it would run.*{brings}") as caught:
         refuse_unloadable(plan, manifest, HERE)
-    assert "--allow-host-code" in caught.value.hint
+    assert "allow_host_code=True" in caught.value.hint
     refuse_unloadable(plan, manifest, HERE, allow_host_code=True)
 
 

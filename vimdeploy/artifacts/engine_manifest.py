@@ -170,7 +170,7 @@ def refuse_unloadable(
     if (code := _host_code(manifest)) and not allow_host_code:
         raise ArtifactError(
             f"{plan}: brings code that loading it would run on this machine: {code}",
-            hint="If you trust whoever built it: --allow-host-code, in Python allow_host_code=True.",
+            hint="If you trust whoever built it, in Python: vimdeploy.load(plan, allow_host_code=True).",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +170,7 @@ def to_half(
     refuse_quantised(model, source)
     half_io = options.io_dtype != "fp32"
     policy = Policy(keep=(*(manifest.precision.keep_fp32 if manifest else ()), *options.keep))
-    if manifest is not None and importlib.util.find_spec("onnxruntime"):
+    if manifest is not None and needs.is_installed("onnxruntime"):
         return _measured(model, manifest, options, precision, policy, source, reporter)
     if options.max_error is not None or options.images is not None:
         raise UsageError(

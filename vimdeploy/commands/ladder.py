@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from vimdeploy.commands.origin import find_checkpoint, request_of
 from vimdeploy.commands.samples import sample_inputs
 from vimdeploy.errors import ArtifactError, MissingDependencyError, UsageError, VimdeployError
 from vimdeploy.graph.check import check_model
+from vimdeploy.needs import is_installed
 from vimdeploy.parity.ladder import LadderReport, climb
 from vimdeploy.parity.rungs import Subject, engine_source, make_rungs
 from vimdeploy.progress import Reporter
@@ -109,7 +109,7 @@ def torch_reference(
     path: Path, manifest: Manifest, named: Path | None, reporter: Reporter
 ) -> tuple[FamilyModel | None, str]:
     """Return the PyTorch model, or why there is none: a deployment host has neither torch nor the checkpoint."""
-    if importlib.util.find_spec("torch") is None:
+    if not is_installed("torch"):
         return None, "torch is not installed"
     if manifest.checkpoint.weights != "random" and named is None:
         expected = referenced_checkpoint(manifest, path)

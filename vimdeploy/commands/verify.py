@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +137,7 @@ def verify(
         needs.require("verify", unless=() if trust else ("torch", "safetensors"))
         return _verify_module(path, manifest, named, contract, ops, trust, reporter)
     _refuse(f"{path} is no module's", {"--trust": trust})
-    if manifest.golden_sha256 is not None and named is None and not _is_installed("torch"):
+    if manifest.golden_sha256 is not None and named is None and not needs.is_installed("torch"):
         stored = {"--batch": bool(batches), "--images": folder is not None, "--samples": samples is not None}
         _refuse("torch is not installed, so the stored inputs are compared", stored)
         return _verify_stored(path, manifest, contract, ops, reporter)
@@ -197,10 +196,6 @@ def _verify_onnx(
         # It may still compute the same here and not in TensorRT, which reads the attributes and not the bodies.
         return Verified(path, report, (*notes, error.message), VerificationError(error.message, hint=error.hint))
     return Verified(path, report, tuple(notes))
-
-
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def _verify_stored(
