@@ -19,6 +19,7 @@ from vimdeploy.cli.app import app
 from vimdeploy.cli.module import ModuleGroup
 from vimdeploy.cli.options import DType, Ops, Runtime, Task
 from vimdeploy.commands.demo import run_demo
+from vimdeploy.commands.serve import serve
 from vimdeploy.commands.serve_repo import RepositoryOptions, serve_repo
 from vimdeploy.predicting.run import Request
 from vimdeploy.tensorrt.options import BuildOptions
@@ -35,6 +36,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], type | None, dict[str, str | None]
     "inspect": (vimdeploy.inspect, None, {}),
     "demo": (run_demo, None, {}),
     "benchmark": (vimdeploy.benchmark, None, {"backend": "backends", "batch": "batch"}),
+    "serve": (serve, None, {}),
     "serve-repo": (serve_repo, RepositoryOptions, {"timeout_ms": "timeout_us"}),
     "convert": (
         vimdeploy.convert,
@@ -73,7 +75,7 @@ def arguments(name: str) -> dict[str, inspect.Parameter]:
     """Return every argument of a function and of the record that groups the rest of them."""
     function, record, _ = COMMANDS[name]
     found = dict(inspect.signature(function).parameters)
-    for grouped in ("reporter", "options"):
+    for grouped in ("reporter", "options", "opened"):
         found.pop(grouped, None)
     if record is not None:
         found |= dict(inspect.signature(record).parameters)

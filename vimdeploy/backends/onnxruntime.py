@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vimdeploy.artifacts.onnx_file import read_onnx
 from vimdeploy.backends.session import SessionBackend
 from vimdeploy.runtime.onnx_session import OnnxSession
+from vimdeploy.runtime.ort import import_onnxruntime, native_ops
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +40,45 @@ class OnnxBackend(SessionBackend):
             content = model
         # Inner values need not have the batch first, so nothing may be split behind the caller's back.
         super().__init__(OnnxSession(content, batch=None, source=source, ops=ops), "onnxruntime")
+
+
+def forms(ops: str) -> tuple[str, ...]:
+    """Return what is to be compared for ``ops``: both forms where there is a choice and the native ops are here.
+
+    Raises:
+        UsageError: ``ops`` is no choice.
+        MissingDependencyError: native ops are asked for and not here.
+
+    """
+    library = native_ops(ops)
+    if ops == "auto":
+        return ("body", "native") if library else ("body",)
+    return (ops,)
+
+
+def profiled(path: Path, inputs: Mapping[str, Any], runs: int) -> list[dict[str, Any]]:
+    """Run a file under ONNX Runtime's profiler, the bodies of the custom ops computing; return its events.
+
+    Args:
+        path: ONNX file.
+        inputs: by name, in the file's own types.
+        runs: after one that warms up, whose events are there as well.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+
+    """
+    ort = import_onnxruntime()
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for _ in range(1 + runs):
+            session.run(None, dict(inputs))
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return events
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -93,19 +93,28 @@ def serve(
     ops: Annotated[Ops, typer.Option(help="What computes the custom ops: native, body, or auto.")] = Ops.AUTO,
 ) -> None:
     """Serve a model over HTTP: the Open Inference Protocol (KServe v2), and a page to drop images on."""
-    from vimdeploy.needs import require
-    from vimdeploy.predicting.predictor import Predictor
+    from vimdeploy.commands.serve import serve
 
-    require("serve")
-    from vimdeploy.serving.service import Limits, serve
-
-    limits = Limits(body_mb << 20, images, queue, delay_ms / 1000, timeout)
-    with Predictor(model, top=top, ops=ops.value) as predictor:
-        known = name or model.stem
+    def opened(known: str) -> None:
         say(f"http://{host}:{port}/ and http://{host}:{port}/v2/models/{known}", label="Serving at")
         if host not in ("127.0.0.1", "localhost", "::1"):
             say("there is no authentication: put a proxy in front (docs/serving.md)", label="warning:")
-        serve(predictor, known, limits, host=host, port=port, connections=connections)
+
+    serve(
+        model,
+        host=host,
+        port=port,
+        name=name,
+        top=top,
+        images=images,
+        queue=queue,
+        delay_ms=delay_ms,
+        timeout=timeout,
+        body_mb=body_mb,
+        connections=connections,
+        ops=ops.value,
+        opened=opened,
+    )
 
 
 def report(

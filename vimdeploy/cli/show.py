@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from vimdeploy.commands.export_entry import ExportedEntry
     from vimdeploy.commands.inspect import Inspected
     from vimdeploy.commands.verify import Verified
-    from vimdeploy.parity.compare import Report
-    from vimdeploy.parity.ladder import LadderReport
     from vimdeploy.tensorrt.boundary import Layer
 
 
@@ -31,8 +29,8 @@ def exported(made: Exported) -> None:
     _architecture(made.manifest.model)
     for text in made.manifest.notes:
         note(text)
-    if made.report:
-        _parity(made.report)
+    if made.manifest.parity:
+        _parity(made.manifest.parity)
     result(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB) and {made.manifest_path}")
 
 
@@ -41,18 +39,8 @@ def exported_entry(made: ExportedEntry) -> None:
     manifest = made.manifest
     for text in made.notes:
         note(text)
-    rows = [
-        (
-            r["batch"],
-            r["output"],
-            r.get("ops", ""),
-            f"{r['max_abs']:.2e}",
-            f"{r['relative_rms']:.2e}",
-            "yes" if r["passed"] else "NO",
-        )
-        for r in (manifest.parity or {}).get("results", ())
-    ]
-    table("ONNX Runtime against torch", ("batch", "output", "ops", "max abs", "relative RMS", "within contract"), rows)
+    if manifest.parity:
+        _parity(manifest.parity)
     custom = ", ".join(f"{n} {name}" for name, n in manifest.onnx.custom_ops.items()) or "none"
     result(f"{manifest.onnx.nodes} nodes, custom: {custom}")
     result(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB), its manifest and its golden outputs")
@@ -60,15 +48,14 @@ def exported_entry(made: ExportedEntry) -> None:
 
 def verified(found: Verified) -> None:
     """Show a comparison or a ladder, and its verdict where it passed."""
-    from vimdeploy.parity.ladder import LadderReport
-
     for text in found.notes:
         warn(text)
-    if isinstance(found.report, LadderReport):
-        _ladder(found.path, found.report)
-        verdict = found.report.verdict()
+    report = found.report.to_dict()
+    if "rungs" in report:
+        _ladder(found.path, report)
+        verdict = report["verdict"]
     else:
-        _parity(found.report)
+        _parity(report)
         verdict = f"{found.path} computes what the PyTorch model computes."
     if found.passed:
         result(verdict)
@@ -192,21 +179,22 @@ def _architecture(model: ModelInfo) -> None:
     table(title, ("known from", "values"), [(s, ", ".join(v)) for s, v in by_source.items()])
 
 
-def _parity(report: Report) -> None:
+def _parity(report: Mapping[str, Any]) -> None:
+    """Show a comparison, as manifests keep it."""
     rows = [
         (
-            r.batch,
-            r.output,
-            r.ops,
-            r.metrics.samples,
-            f"{r.metrics.max_abs:.2e}",
-            f"{r.metrics.relative_rms:.2e}",
-            f"{r.metrics.cosine:.7f}",
-            "" if r.metrics.top1 is None else f"{r.metrics.top1:.2%} of {r.metrics.decided}",
-            _share(r.metrics.top5),
-            "yes" if r.metrics.passed else "NO",
+            r["batch"],
+            r["output"],
+            r["ops"],
+            r["samples"],
+            _number(r["max_abs"], ".2e"),
+            _number(r["relative_rms"], ".2e"),
+            _number(r["cosine"], ".7f"),
+            "" if r["top1"] is None else f"{r['top1']:.2%} of {r['decided']}",
+            _share(r["top5"]),
+            "yes" if r["passed"] else "NO",
         )
-        for r in report.results
+        for r in report["results"]
     ]
     columns = (
         "batch",
@@ -220,17 +208,20 @@ def _parity(report: Report) -> None:
         "top-5",
         "within contract",
     )
-    table(f"{report.candidate} against {report.reference}", columns, rows)
+    table(f"{report['candidate']} against {report['reference']}", columns, rows)
 
 
-def _ladder(path: Path, report: LadderReport) -> None:
+def _ladder(path: Path, report: Mapping[str, Any]) -> None:
     rows = []
-    for rung in report.rungs:
-        a, b = rung.against_first, rung.against_previous
-        numbers = (f"{a.relative_rms:.1e}", f"{a.cosine:.6f}", _share(a.top1)) if a else ("", "", "")
-        rows.append((rung.name, rung.status, *numbers, f"{b.relative_rms:.1e}" if b else "", rung.reason))
+    for rung in report["rungs"]:
+        a, b = rung["against_first"], rung["against_previous"]
+        numbers = ("", "", "")
+        if a:
+            numbers = (_number(a["relative_rms"], ".1e"), _number(a["cosine"], ".6f"), _share(a["top1"]))
+        step = _number(b["relative_rms"], ".1e") if b else ""
+        rows.append((rung["name"], rung["status"], *numbers, step, rung["reason"]))
     columns = ("rung", "status", "rel. RMS", "cosine", "top-1", "to the one before", "")
-    table(f"{path} on {report.samples} images, against the first rung", columns, rows)
+    table(f"{path} on {report['samples']} images, against the first rung", columns, rows)
 
 
 def _profile(profile: Profile) -> str:
@@ -252,6 +243,11 @@ def _kept(kept: Iterable[tuple[str, str]]) -> None:
     for reason, nodes in by_reason.items():
         who = f"{nodes[0]} stays" if len(nodes) == 1 else f"{len(nodes)} nodes stay"
         note(f"{who} float32: {reason}")
+
+
+def _number(value: float | None, form: str) -> str:
+    """Return a number, which is None where it was NaN or infinite: JSON has neither."""
+    return "not finite" if value is None else format(value, form)
 
 
 def _share(value: float | None) -> str:

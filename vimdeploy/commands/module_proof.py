@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from vimdeploy import contract
 from vimdeploy.artifacts.golden import Case, Samples
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend, forms
 from vimdeploy.errors import ModelError, VerificationError, VimdeployError
 from vimdeploy.graph.axes import other_sizes, sized, sizes_of
 from vimdeploy.graph.symbolic import Baked, users_line
 from vimdeploy.graph.trace import Axes, FlatModule, Signature, Tap, Traced
 from vimdeploy.interop import calls
-from vimdeploy.parity.compare import BatchResult, Report, forms
+from vimdeploy.parity.compare import BatchResult, Report
 from vimdeploy.parity.metrics import as_rows, compare, relative_rms
 from vimdeploy.progress import SILENT, Reporter
 

@@ -73,7 +73,12 @@ def report(
     ladder, wrong = climb_ladder(path, engine, named, folder, samples, "fp16", reporter)
     if wrong is not None:
         raise wrong
-    reference, _ = torch_reference(path, manifest, named, reporter)
+    reference = None
+    torch_model, _ = torch_reference(path, manifest, named, reporter)
+    if torch_model is not None:
+        from vimdeploy.backends.torch import TorchBackend
+
+        reference = TorchBackend(torch_model, manifest.model.task, taps=True)
     names = [str(file.relative_to(folder)) for file in find_images(folder)] if folder else []
     tensors = sample_inputs(manifest, path, folder, samples)
     data = collect.collect(path, proto, manifest, reference, ladder, tensors, names, reporter)

@@ -9,11 +9,11 @@ import onnx
 from vimdeploy.artifacts.golden import Case, read_golden
 from vimdeploy.artifacts.manifest import Manifest
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend, forms
 from vimdeploy.commands.export_entry import ask
 from vimdeploy.commands.module_worker import ModuleRequest
 from vimdeploy.errors import UsageError
-from vimdeploy.parity.compare import BatchResult, Report, forms
+from vimdeploy.parity.compare import BatchResult, Report
 from vimdeploy.parity.metrics import as_rows, compare
 
 

@@ -31,6 +31,9 @@ FP16 = Precision("fp16", ir.DataType.FLOAT16, 65504.0, 2.0**-14, contract.MIN_OP
 BF16 = Precision("bf16", ir.DataType.BFLOAT16, (2 - 2.0**-7) * 2.0**127, 2.0**-126, 22)
 PRECISIONS = {p.name: p for p in (FP16, BF16)}
 
+FLOAT32_INPUTS = frozenset(t.name for op in contract.OPS.values() for t in op.inputs if t.dtype == "float")
+"""Inputs of the custom ops that stay float32 by contract: A, D, dt_bias."""
+
 ALL = -1
 Inputs = tuple[int, ...]
 

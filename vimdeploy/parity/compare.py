@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from vimdeploy.artifacts.recipe import ParityContract
 from vimdeploy.backends.base import Array, filled, run_batched
-from vimdeploy.backends.onnxruntime import OnnxBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend, forms
 from vimdeploy.errors import ArtifactError, UsageError, VerificationError
 from vimdeploy.parity.departure import first_departing_block
 from vimdeploy.parity.metrics import Metrics, compare
 from vimdeploy.progress import SILENT, Reporter
-from vimdeploy.runtime.ort import native_ops
 
 if TYPE_CHECKING:
     import onnx
@@ -141,11 +140,3 @@ def raise_unless_equal(report: Report, subject: str, hint: str) -> None:
             f"{'; '.join(report.violations[:3])}. They part {report.departs}.",
             hint=hint,
         )
-
-
-def forms(ops: str) -> tuple[str, ...]:
-    """Return what is to be compared for ``ops``: both forms where there is a choice and the native ops are here."""
-    library = native_ops(ops)
-    if ops == "auto":
-        return ("body", "native") if library else ("body",)
-    return (ops,)

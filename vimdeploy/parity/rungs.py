@@ -11,18 +11,14 @@ from vimdeploy.artifacts.manifest import Manifest
 from vimdeploy.artifacts.onnx_file import fixed_batch
 from vimdeploy.backends.base import Array, Backend, filled
 from vimdeploy.backends.onnxruntime import OnnxBackend
-from vimdeploy.backends.session import SessionBackend
+from vimdeploy.backends.session import open_engine
 from vimdeploy.errors import ArtifactError, MissingDependencyError, VerificationError, VimdeployError
 from vimdeploy.graph.check import check_model
-from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.policy import PRECISIONS, Policy
-from vimdeploy.graph.precision import convert_model
+from vimdeploy.graph.policy import Policy
 from vimdeploy.parity.departure import first_departing_node
+from vimdeploy.parity.half import half_form
 from vimdeploy.parity.ladder import Rung
-from vimdeploy.parity.ranges import measure
-from vimdeploy.parity.sensitivity import Task, fit
 from vimdeploy.progress import SILENT, Reporter
-from vimdeploy.runtime.cuda import CudaDevice
 
 if TYPE_CHECKING:
     import onnx
@@ -50,9 +46,8 @@ def make_rungs(subject: Subject, images: Array, reporter: Reporter = SILENT) -> 
     """Return the ladder: torch float32, torch half, ONNX float32, ONNX half, engine float32, engine half."""
     task, half = subject.manifest.model.task, subject.precision
     batch = fixed_batch(subject.model)
-    converted, kept = _converted(subject, images[: batch or 4], reporter)
-    emulated = emulate(converted)
-    note = f"{', '.join(kept)} in float32" if kept else ""
+    form = half_form(subject.model, subject.manifest, images, half, subject.policy, reporter)
+    note = f"{', '.join(form.kept)} in float32" if form.kept else ""
     bound = subject.manifest.contract[half].relative_rms or 1e-2
 
     def torch_rung(precision: str) -> Backend:
@@ -64,18 +59,18 @@ def make_rungs(subject: Subject, images: Array, reporter: Reporter = SILENT) -> 
             return TorchBackend(subject.torch_model, task)
         from vimdeploy.parity.torch_policy import lowered
 
-        return TorchBackend(lowered(subject.torch_model, precision, keep=kept), task)
+        return TorchBackend(lowered(subject.torch_model, precision, keep=form.kept), task)
 
     def half_rung() -> Backend:
         # What is emulated is float32: a type that an op does not take would go unseen.
         try:
-            check_model(converted, f"the {half} model", allow_reversal=True)
+            check_model(form.model, f"the {half} model", allow_reversal=True)
         except ArtifactError as error:
             raise VerificationError(error.message) from error
-        return OnnxBackend(emulated, ops="body")
+        return OnnxBackend(form.emulated, ops="body")
 
     def departs(samples: Array) -> str:
-        found = first_departing_node(subject.model, emulated, filled(samples, batch or 2), bound)
+        found = first_departing_node(subject.model, form.emulated, filled(samples, batch or 2), bound)
         return found.in_words() if found else "no single node departs from the float32 model"
 
     return [
@@ -83,33 +78,9 @@ def make_rungs(subject: Subject, images: Array, reporter: Reporter = SILENT) -> 
         Rung(f"torch {half}", half, lambda: torch_rung(half), note=note),
         Rung("ONNX float32", "fp32", lambda: OnnxBackend(subject.model, ops="body")),
         Rung(f"ONNX {half}", half, half_rung, departs, note),
-        *(_engine_rung(subject, precision) for precision in ("fp32", half)),
+        Rung("engine fp32", "fp32", lambda: open_engine(subject.engines, "fp32")),
+        Rung(f"engine {half}", half, lambda: open_engine(subject.engines, half)),
     ]
-
-
-def _converted(subject: Subject, images: Array, reporter: Reporter) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return the model in half precision and the blocks that stayed float32."""
-    precision, manifest = PRECISIONS[subject.precision], subject.manifest
-    ranges = measure(subject.model, images)
-    if subject.policy is not None:
-        return convert_model(subject.model, precision, subject.policy, ranges=ranges)[0], ()
-    contract = manifest.contract[precision.name]
-    task = Task(subject.model, images, contract, manifest.model.task == "classify", ranges)
-    fitted = fit(task, precision, Policy(keep=manifest.precision.keep_fp32), reporter)
-    return fitted.model, fitted.kept
-
-
-def _engine_rung(subject: Subject, precision: str) -> Rung:
-    def open_engine() -> Backend:
-        CudaDevice()  # says first that there is no GPU
-        for path in subject.engines:
-            if read_engine_manifest(path).precision == precision:
-                from vimdeploy.runtime.plan_session import PlanSession
-
-                return SessionBackend(PlanSession(path))
-        raise MissingDependencyError(f"no {precision} engine was given")
-
-    return Rung(f"engine {precision}", precision, open_engine)
 
 
 def engine_source(plan: Path) -> Path:

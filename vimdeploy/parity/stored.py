@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from vimdeploy.artifacts.golden import read_golden
 from vimdeploy.artifacts.recipe import ParityContract
-from vimdeploy.backends.session import SessionBackend
+from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.parity.compare import BatchResult, Report
 from vimdeploy.parity.metrics import as_rows, compare
-from vimdeploy.runtime.onnx_session import OnnxSession
 
 
 def compare_stored(path: Path, sha256: str, parity: ParityContract, *, classes: bool, ops: str = "auto") -> Report:
@@ -27,8 +27,7 @@ def compare_stored(path: Path, sha256: str, parity: ParityContract, *, classes: 
 
     """
     results: list[BatchResult] = []
-    with OnnxSession(path, ops=ops) as session:
-        backend = SessionBackend(session, "onnxruntime")
+    with closing(OnnxBackend(path, ops=ops)) as backend:
         for case in read_golden(path, sha256):
             outputs = backend.run(case.inputs)
             for name, expected in case.outputs.items():

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vimdeploy import contract
+from vimdeploy.graph.policy import FLOAT32_INPUTS
 from vimdeploy.models.family import FamilyModel, FoldedMixer, fold
 from vimdeploy.parity.sensitivity import HEAD
 
-_KEPT = frozenset(t.name for op in contract.OPS.values() for t in op.inputs if t.dtype == "float")
-"""Parameters of the custom ops that stay float32: A, D, dt_bias."""
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -55,7 +53,7 @@ def _kept_modules(model: FamilyModel, keep: Collection[str]) -> set[nn.Module]:
 def _lower(module: nn.Module, dtype: torch.dtype) -> None:
     """Let a module compute in ``dtype`` between float32 neighbours."""
     for name, value in (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)):
-        if name not in _KEPT and value.is_floating_point():
+        if name not in FLOAT32_INPUTS and value.is_floating_point():
             value.data = value.data.to(dtype)
 
     def down(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -17,11 +17,10 @@ from vimdeploy.artifacts.engine_manifest import read_engine_manifest
 from vimdeploy.artifacts.files import sha256_file
 from vimdeploy.artifacts.images import load_image
 from vimdeploy.artifacts.manifest import PLAN_SUFFIXES, Manifest, read_manifest
-from vimdeploy.backends.session import SessionBackend
+from vimdeploy.backends.session import opened
 from vimdeploy.errors import ArtifactError, ImageError, UsageError, VimdeployError
 from vimdeploy.predicting.items import Item
 from vimdeploy.predicting.rows import Array, Prediction, best_classes, rank_of
-from vimdeploy.runtime.session import load
 
 Decoded = Array | ImageError
 Truth = Callable[[Item], int | None]
@@ -53,9 +52,8 @@ class Predictor:
         self.top = top
         if self.path.suffix not in PLAN_SUFFIXES:
             options["ops"] = ops
-        self._session = load(self.path, **options)
-        self.batch = min(batch or self.manifest.batch.opt, self._session.largest_batch)
-        self._backend = SessionBackend(self._session)
+        self._backend = opened(self.path, **options)
+        self.batch = min(batch or self.manifest.batch.opt, self._backend.largest_batch)
         self._check_shapes()
 
     @property
@@ -66,17 +64,17 @@ class Predictor:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one image, (C, H, W)."""
-        return tuple(self._session.inputs[0].shape[1:])
+        return tuple(self._backend.inputs[0].shape[1:])
 
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each output for one image, by name."""
-        return {t.name: tuple(t.shape[1:]) for t in self._session.outputs}
+        return {t.name: tuple(t.shape[1:]) for t in self._backend.outputs}
 
     @property
     def largest_batch(self) -> int:
         """Images that the model takes in one piece."""
-        return self._session.largest_batch
+        return self._backend.largest_batch
 
     @property
     def fingerprint(self) -> str:
@@ -85,7 +83,7 @@ class Predictor:
 
     def close(self) -> None:
         """Give the session back."""
-        self._session.close()
+        self._backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +153,7 @@ class Predictor:
     def _check_shapes(self) -> None:
         if not self.classifies:
             return
-        shape = self._session.outputs[0].shape
+        shape = self._backend.outputs[0].shape
         if len(shape) != 2:
             raise UsageError(f"{self.path}: gives logits of shape {shape[1:]} per image, one per token.")
         count = self.manifest.classes.count

@@ -16,19 +16,14 @@ from vimdeploy.artifacts.manifest import Manifest
 from vimdeploy.backends.base import Array, Backend, run_batched
 from vimdeploy.backends.onnxruntime import OnnxBackend
 from vimdeploy.errors import MissingDependencyError, VimdeployError
-from vimdeploy.graph.emulate import emulate
-from vimdeploy.graph.policy import PRECISIONS, Policy
-from vimdeploy.graph.precision import Kept
+from vimdeploy.parity.half import HalfForm, half_form
 from vimdeploy.parity.metrics import relative_rms
-from vimdeploy.parity.ranges import measure
-from vimdeploy.parity.sensitivity import Task, fit
 from vimdeploy.progress import SILENT, Reporter
 from vimdeploy.reports.profile import Profile
 
 if TYPE_CHECKING:
     import onnx
 
-    from vimdeploy.models.family import FamilyModel
     from vimdeploy.parity.ladder import LadderReport
 
 _THUMBNAIL = 128
@@ -85,7 +80,7 @@ def collect(
     path: Path,
     model: onnx.ModelProto,
     manifest: Manifest,
-    torch_model: FamilyModel | None,
+    torch_model: Backend | None,
     ladder: LadderReport,
     images: Array,
     names: Sequence[str],
@@ -97,7 +92,7 @@ def collect(
         path: the exported float32 file.
         model: its content.
         manifest: of it.
-        torch_model: the reference; None takes ONNX Runtime in float32.
+        torch_model: the reference, with its inner values; None takes ONNX Runtime in float32.
         ladder: what became of every form at the output.
         images: (N, C, H, W) float32 that all forms see.
         names: of the images, empty for synthetic ones.
@@ -108,12 +103,8 @@ def collect(
 
     reporter.stage("Converting to fp16 for the blocks")
     batch = fixed_batch(model)
-    precision = PRECISIONS["fp16"]
+    half = half_form(model, manifest, images, "fp16", reporter=reporter)
     small = images[: batch or 4]
-    classes = manifest.model.task == "classify"
-    task = Task(model, small, manifest.contract["fp16"], classes, measure(model, small))
-    fitted = fit(task, precision, Policy(keep=manifest.precision.keep_fp32), reporter)
-    emulated = emulate(fitted.model)
     reporter.stage("Comparing block by block")
     taps = [name for node in model.graph.node for name in node.output if name.startswith("block.")]
     backends: dict[str, Backend] = {"ONNX float32": OnnxBackend(model, taps=taps, ops="body")}
@@ -122,13 +113,11 @@ def collect(
         backends["ONNX float32, native ops"] = OnnxBackend(model, taps=taps, ops="native")
     except MissingDependencyError as error:
         notes.append(f"Native ops were not run: {error.message}")
-    backends["ONNX fp16, roundings emulated"] = OnnxBackend(emulated, taps=taps, ops="body")
+    backends["ONNX fp16, roundings emulated"] = OnnxBackend(half.emulated, taps=taps, ops="body")
     reference_name = "ONNX float32"
     if torch_model is not None:
-        from vimdeploy.backends.torch import TorchBackend
-
         reference_name = "torch float32"
-        reference = TorchBackend(torch_model, manifest.model.task, taps=True).run(small)
+        reference = torch_model.run(small)
     else:
         reference = backends["ONNX float32"].run(small)
     forms, places = [], [*taps, manifest.outputs[0].name]
@@ -141,7 +130,7 @@ def collect(
             notes.append(f"{name} was not run: {error.message}")
             continue
         forms.append(Form(name, tuple(_errors(found, reference, places))))
-    plain, half = OnnxBackend(model, ops="body"), OnnxBackend(emulated, ops="body")
+    plain, rounded = OnnxBackend(model, ops="body"), OnnxBackend(half.emulated, ops="body")
     return ReportData(
         title=path.name,
         manifest=manifest,
@@ -149,8 +138,8 @@ def collect(
         places=tuple(place.removeprefix("block.").replace(".", " ") for place in places),
         reference=reference_name,
         forms=tuple(forms),
-        kept=tuple(sorted(_kept(fitted.report.kept))),
-        worst=_worst(manifest, run_batched(plain, images), run_batched(half, images), images, names),
+        kept=tuple(sorted(_kept(half))),
+        worst=_worst(manifest, run_batched(plain, images), run_batched(rounded, images), images, names),
         compared=("ONNX float32", "ONNX fp16, roundings emulated"),
         samples=len(images),
         real_images=bool(names),
@@ -165,9 +154,9 @@ def _errors(found: Mapping[str, Array], reference: Mapping[str, Array], places: 
     ]
 
 
-def _kept(kept: Sequence[Kept]) -> list[tuple[str, str]]:
+def _kept(half: HalfForm) -> list[tuple[str, str]]:
     by_reason: dict[str, list[str]] = {}
-    for entry in kept:
+    for entry in half.report.kept:
         by_reason.setdefault(entry.reason, []).append(f"{entry.node} ({entry.op})")
     return [(n[0] if len(n) == 1 else f"{n[0]} and {len(n) - 1} more", reason) for reason, n in by_reason.items()]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 from vimdeploy.artifacts.images import synthetic_images
 from vimdeploy.artifacts.manifest import read_manifest
 from vimdeploy.artifacts.onnx_file import fixed_batch, read_onnx
+from vimdeploy.backends.onnxruntime import profiled
 from vimdeploy.errors import UsageError
-from vimdeploy.runtime.ort import import_onnxruntime
 
 _SUFFIX = "_kernel_time"
 _OUTSIDE = "before and after the blocks"
@@ -66,16 +64,7 @@ def profile(path: Path, *, batch: int = 1, runs: int = 5) -> Profile:
         raise UsageError(f"{path}: takes no images; only models of images are profiled.")
     batch = fixed_batch(model) or batch
     images = synthetic_images(batch, manifest.preprocessing).astype(manifest.input.dtype)
-    ort = import_onnxruntime()
-    with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        for _ in range(1 + runs):
-            session.run(None, {manifest.input.name: images})
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    events = profiled(path, {manifest.input.name: images}, runs)
     return summarise(events, _blocks_by_node(model), batch, runs)
 
 
