@@ -98,7 +98,10 @@ def test_the_command_line_says_the_same(tmp_path):
 
 @pytest.mark.parametrize("name", ["vim.engine", "vim.plan", "vim.trt", "vim.pth", "vim"])
 def test_other_names_than_onnx_are_refused(tmp_path, name):
-    refuse("export", CHECKPOINT, "-o", tmp_path / name, words=[name, "end in .onnx", "vim.onnx"], folder=tmp_path)
+    then = ["vimdeploy build-engine vim.onnx"] if name in ("vim.engine", "vim.plan") else []
+    refuse(
+        "export", CHECKPOINT, "-o", tmp_path / name, words=[name, "end in .onnx", "vim.onnx", *then], folder=tmp_path
+    )
 
 
 def test_the_checkpoint_is_found_through_a_link_and_from_the_folder_of_a_converted_file(exported, tmp_path):

@@ -173,11 +173,10 @@ def _output(checkpoint: Path | None, arch: str | None, output: str | Path | None
         raise UsageError(f"{path}: is the checkpoint itself.", hint="Choose another file with -o.")
     if path.suffix != ".onnx" and not path.is_dir():
         plan = path.suffix in PLAN_SUFFIXES
+        onnx_name = path.with_suffix(".onnx").name
         raise UsageError(
             f"{path}: export writes ONNX files, which end in .onnx.",
-            hint=f"For a plan: vimdeploy export ... --engine -o {path.with_suffix('.onnx').name}"
-            if plan
-            else f"-o {path.with_suffix('.onnx').name}",
+            hint=f"Export with -o {onnx_name}" + (f", then: vimdeploy build-engine {onnx_name} --fp16" if plan else ""),
         )
     check_writable(path)
     return path
