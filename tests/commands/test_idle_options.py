@@ -39,7 +39,6 @@ def bare(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (lambda: vimdeploy.export(TINY, arch="a", recipe="b"), "--arch and --recipe"),
         (vimdeploy.export, "Name a checkpoint"),
         (lambda: vimdeploy.export(TINY, batch=0), "--batch 0"),
-        (lambda: vimdeploy.export(TINY, weights="emma"), "--weights emma"),
         (lambda: vimdeploy.verify("vim.onnx", bf16=True), "--bf16"),
         (lambda: vimdeploy.verify("vim.onnx", ladder=True, batch=[2]), "--batch"),
         (lambda: vimdeploy.verify("vim.onnx", ladder=True, atol=1.0), "--atol"),
