@@ -66,6 +66,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "build-engine": (*_ENGINE, "onnx", "onnx-ir", "plugin"),
     "build-engine --runtime rtx": ("tensorrt-rtx", "onnx", "onnx-ir"),
     "predict ENGINE": (*_ENGINE, "plugin"),
+    "benchmark": ("onnxruntime",),
     "report": ("onnx", "onnxruntime", "jinja2"),
     "serve": ("onnxruntime", "prometheus-client", "starlette", "uvicorn"),
     "serve-repo": (),

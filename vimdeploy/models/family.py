@@ -9,14 +9,16 @@ import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import Tensor, nn
 
-from vimdeploy.artifacts.recipe import Recipe
 from vimdeploy.errors import UsageError, nearest
 from vimdeploy.models.checkpoint.reading import Checkpoint
 from vimdeploy.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from vimdeploy.artifacts.recipe import Recipe
 
 TASKS: dict[str, str] = {
     "classify": "logits (B, classes)",

@@ -1,6 +1,6 @@
 //! \file grid.cpp
 //! The CPU kernels against float64, over a grid of shapes, types, walks, instruction sets and thread counts, and against
-//! callers that pass nonsense. Run under sanitizers, and under qemu-user for ARM (tests/plugins/test_cpu_kernels.py).
+//! callers that pass nonsense. Run under sanitizers, and under qemu-user for ARM (tests/plugins/test_cpu_grid.py).
 //!
 //!     grid [--quick] [--descriptors N]      prints one line per failure, then "N cases, M failed"
 #include "cpu/c_api.h"
