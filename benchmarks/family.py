@@ -108,7 +108,7 @@ def golden_differences() -> dict[str, float]:
     """Return the largest absolute difference from the official outputs, per golden."""
     import torch
 
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "data"), str(ROOT / "tests" / "models")]
+    sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "data")]
     import dense_cases
     import goldens
     import vmamba_cases
