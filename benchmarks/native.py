@@ -5,7 +5,7 @@
 
 Random weights, one thread, processor seconds; contenders take turns in processes of their own, so that the ratios of
 one run hold on a busy machine too. Needs `pip install 'vimdeploy[export,ort,deit]' matplotlib`, and openvino for the
-fastest DeiT-Ti. Results go to `benchmarks/results/native.json`, `native.md` and `scaling.png`.
+fastest DeiT-Ti. Results go to `benchmarks/results/native.json`, `native.md` and `native.png`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "native.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.out / "native.md").write_text(table(results))
-    plot(results["scaling"], args.out / "scaling.png")
+    plot(results["scaling"], args.out / "native.png")
     print(table(results))
 
 
@@ -270,7 +270,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         known = sorted({(row["tokens"], row["size"]) for row in rows})
-        axis.set_xticks([t for t, _ in known], [f"{size}" for _, size in known])
+        axis.set_xticks([t for t, _ in known], [f"{size}" for _, size in known], rotation=45)
         axis.minorticks_off()
         axis.set_xlabel("image side in pixels, one thread of ONNX Runtime")
         axis.set_ylabel(label)
