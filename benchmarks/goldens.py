@@ -19,6 +19,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "data")]
 
+# What the tests share is importable from here on only.
 import goldens  # noqa: E402
 import vmamba_cases  # noqa: E402
 
@@ -52,20 +53,23 @@ def in_openvino(content: bytes, images: Any) -> Any:
     return model(images)[0]
 
 
+def outputs(model: Any, images: Any, name: str) -> list[Any]:
+    """Return what every form of the exported model computes, in the order of the table."""
+    exported = export_onnx(model)
+    content, plain = exported.SerializeToString(), portable(exported).SerializeToString()
+    sessions = (open_session(content, name, ops="body"), open_session(content, name, ops="native"))
+    in_runtime = [s.run(None, {"images": images})[0] for s in (*sessions, open_session(plain, name, ops="body"))]
+    return [*in_runtime, in_openvino(plain, images)]
+
+
 def main() -> None:
     worst = 0.0
     print("| golden | bodies | native ops | portable, ONNX Runtime | portable, OpenVINO |\n|---|---|---|---|---|")
     for name, make in cases().items():
         model, images, logits = make()
-        exported = export_onnx(model)
-        content, plain = exported.SerializeToString(), portable(exported).SerializeToString()
-        forms: list[Callable[[], Any]] = [
-            lambda: open_session(content, name, ops="body").run(None, {"images": images})[0],  # noqa: B023
-            lambda: open_session(content, name, ops="native").run(None, {"images": images})[0],  # noqa: B023
-            lambda: open_session(plain, name, ops="body").run(None, {"images": images})[0],  # noqa: B023
-            lambda: in_openvino(plain, images),  # noqa: B023
+        errors = [
+            float(np.max(np.abs(output - logits) / (1 + np.abs(logits)))) for output in outputs(model, images, name)
         ]
-        errors = [float(np.max(np.abs(form() - logits) / (1 + np.abs(logits)))) for form in forms]
         worst = max(worst, *errors)
         print(f"| {name} | {' | '.join(f'{error:.1e}' for error in errors)} |", flush=True)
     print(f"worst {worst:.1e}, bound {BOUND:.0e}")

@@ -88,7 +88,7 @@ def refuse_strangers(checkpoint: Checkpoint) -> None:
         if mark := next((key for key in checkpoint.state if own.match(key)), None):
             raise CheckpointError(
                 f"{checkpoint.path}: holds a {title} (it has {mark}), which is not supported.",
-                hint="If you have its PyTorch module at hand, vimdeploy.export_module (docs/modules.md) exports that.",
+                hint="With its PyTorch module at hand, vimdeploy.export_module exports it (docs/your-own-model.md).",
             )
 
 
